@@ -1,0 +1,1 @@
+"""Paper notes that run: one room for each paper, with its implementation, its kernels and the code behind its note."""

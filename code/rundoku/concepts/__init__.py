@@ -1,0 +1,1 @@
+"""One room for each concept; a concept imports and introduces nothing."""

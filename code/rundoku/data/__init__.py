@@ -1,0 +1,1 @@
+"""Real models and data sets: where from, under which licence, loaded how."""

@@ -1,0 +1,1 @@
+"""What every kernel shares: targets, compile reports, roofline, launch checks and records."""

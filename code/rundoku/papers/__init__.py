@@ -1,0 +1,1 @@
+"""One room for each paper: all that the paper introduced, and nothing else."""
