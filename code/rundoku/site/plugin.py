@@ -4,7 +4,7 @@ import functools
 import os
 import re
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import markdown_exec
 from jinja2 import Environment
@@ -168,7 +168,9 @@ class RundokuPlugin(BasePlugin):  # type: ignore[no-untyped-call]
     def on_page_context(self, context: TemplateContext, *, page: Page, config: MkDocsConfig, nav: Navigation) -> TemplateContext:
         """Tell the templates where the page's other languages are."""
         url = "" if page.file.url in (".", "./") else page.file.url
-        context.update(alternates=[{"lang": code, "name": NAMES[code], "url": f"{self.home}{code}/{url}"} for code in LANGUAGES])
+        cast(dict[str, Any], context)["alternates"] = [
+            {"lang": code, "name": NAMES[code], "url": f"{self.home}{code}/{url}"} for code in LANGUAGES
+        ]
         return context
 
     def on_post_page(self, output: str, *, page: Page, config: MkDocsConfig) -> str:
