@@ -1,0 +1,154 @@
+"""Experiments: pure functions whose results are stored, so that redrawing a figure never repeats a training."""
+
+import ast
+import functools
+import hashlib
+import inspect
+import json
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, is_dataclass
+from pathlib import Path
+from typing import Any
+
+from rundoku.show import record
+from rundoku.show.imports import closure, parse
+from rundoku.show.store import default_store, digests, fingerprint, versions
+
+MACHINE = ("rundoku.show",)  # what records and draws; a result does not rest on it
+
+
+class Result:
+    """What an experiment found: a read-only mapping with attribute access, nested mappings too."""
+
+    def __init__(self, content: dict[str, Any]) -> None:
+        self._content = content
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("__"):
+            raise AttributeError(name)
+        try:
+            return self[name]
+        except KeyError as error:
+            raise AttributeError(*error.args) from None
+
+    def __getitem__(self, name: str) -> Any:
+        if name not in self._content:
+            raise KeyError(f"the result has no {name!r}; it has {', '.join(self._content)}")
+        return _wrap(self._content[name])
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._content)
+
+    def __len__(self) -> int:
+        return len(self._content)
+
+    def items(self) -> list[tuple[str, Any]]:
+        """Return the pairs of name and value."""
+        return [(name, self[name]) for name in self._content]
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return a copy as plain dictionaries and lists."""
+        return json.loads(json.dumps(self._content))
+
+    def __repr__(self) -> str:
+        return f"Result({self._content!r})"
+
+
+def _wrap(value: Any) -> Any:
+    if isinstance(value, dict):
+        return Result(value)
+    return [_wrap(entry) for entry in value] if isinstance(value, list) else value
+
+
+def plain(value: Any, where: str) -> Any:
+    """Return a value as JSON knows it; tensors and arrays become nested lists.
+
+    Raises TypeError, naming ``where``, for what JSON cannot hold.
+    """
+    if value is None or isinstance(value, bool | int | float | str):
+        return value
+    if is_dataclass(value) and not isinstance(value, type):
+        return plain(asdict(value), where)
+    if isinstance(value, dict):
+        wrong = [key for key in value if not isinstance(key, str)]
+        if wrong:
+            raise TypeError(f"{where} has the key {wrong[0]!r} of type {type(wrong[0]).__name__}; expected text")
+        return {key: plain(entry, f"{where}[{key!r}]") for key, entry in value.items()}
+    if isinstance(value, list | tuple | range):
+        return [plain(entry, f"{where}[{i}]") for i, entry in enumerate(value)]
+    if hasattr(value, "tolist"):  # torch and numpy
+        return value.tolist()
+    raise TypeError(f"{where} is {value!r} of type {type(value).__name__}; expected numbers, text, lists, dicts, tensors or dataclasses")
+
+
+def experiment(function: Callable[..., dict[str, Any]]) -> Callable[..., Result]:
+    """Store what ``function`` returns by its arguments and the source it rests on.
+
+    The function takes keyword arguments that JSON can hold and returns a dict. Comments and docstrings are no source:
+    editing them repeats nothing. Fresh and stored results are the same, since both have been through JSON.
+    """
+    signature = inspect.signature(function)
+    for parameter in signature.parameters.values():
+        if parameter.kind is not parameter.KEYWORD_ONLY:
+            raise TypeError(f"parameter {parameter.name!r} of experiment {function.__qualname__} must be keyword-only")
+
+    @functools.wraps(function)
+    def ask(**arguments: Any) -> Result:
+        bound = signature.bind(**arguments)
+        bound.apply_defaults()
+        name = f"{function.__module__}.{function.__qualname__}"
+        given = plain(dict(bound.arguments), f"the arguments of {name}")
+        source = source_digest(function.__module__)
+        store = default_store() if source else None
+        key = fingerprint(["experiment", name, given, source, versions()])
+        kept = store.recall(key) if store else None
+        if kept is None:
+            kept = _run(function, bound.arguments, name)
+            if store:
+                store.keep(key, kept)
+        if record.current:
+            record.current.experiments.append({"name": name, "arguments": given})
+            record.current.opened.update((store.root if store else Path()) / file for file in kept["files"])
+        return Result(kept["result"])
+
+    return ask
+
+
+def _run(function: Callable[..., dict[str, Any]], arguments: dict[str, Any], name: str) -> dict[str, Any]:
+    """Run an experiment with a recording of its own, so that only the files which it opened count as its own."""
+    outer, inner = record.current, record.Recording()
+    if outer:
+        record.listen(inner)
+    try:
+        found = function(**arguments)
+    finally:
+        record.listen(outer)
+    if not isinstance(found, dict):
+        raise TypeError(f"experiment {name} returned {type(found).__name__}; expected a dict")
+    if inner.items or inner.values:
+        raise TypeError(
+            f"experiment {name} shows or publishes something; that belongs into note.py, since a stored run would not repeat it"
+        )
+    result = json.loads(json.dumps(plain(found, f"the result of {name}")))
+    return {"result": result, "files": {file: digest for file, digest in digests(inner.opened).items() if not file.endswith(".py")}}
+
+
+def source_digest(module: str) -> str | None:
+    """Return a digest of all code that runs when ``module`` is imported, without comments and docstrings.
+
+    None where the module lies outside the source root (a notebook, say): nothing vouches for its code, so nothing is stored.
+    """
+    modules = {name: path for name, path in closure(module).items() if not name.startswith(MACHINE)}
+    return fingerprint({name: _code_digest(path, path.stat().st_mtime_ns) for name, path in modules.items()}) if modules else None
+
+
+@functools.cache
+def _code_digest(path: Path, mtime_ns: int) -> str:
+    """Return the digest of a file's syntax tree; ``mtime_ns`` makes an edited file a new entry."""
+    tree = parse(path)
+    kinds = ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef
+    tree = ast.parse(ast.unparse(tree))  # a copy: the parsed tree is shared
+    for node in ast.walk(tree):
+        if isinstance(node, kinds) and ast.get_docstring(node, clean=False) is not None:
+            node.body = node.body[1:] or [ast.Pass()]
+    return hashlib.sha256(ast.dump(tree).encode()).hexdigest()

@@ -1,0 +1,125 @@
+"""Figures: matplotlib draws them once, as SVG that takes colours and fonts from the page it stands in."""
+
+import io
+import math
+import re
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+from rundoku.show import record
+from rundoku.show.colors import CSS, FAINT, INK, PRINTED, RAMP, SERIES
+
+SUPERSCRIPT = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
+WIDEST = 7.2  # inches: wider, and the text would be too small on the page
+
+
+def _style(colors: dict[str, str]) -> dict[str, Any]:
+    from cycler import cycler
+
+    ink = ("text.color", "axes.labelcolor", "axes.edgecolor", "axes.titlecolor", "xtick.color", "ytick.color")
+    return {
+        "svg.fonttype": "none", "svg.hashsalt": "rundoku", "savefig.transparent": True, "figure.dpi": 100,
+        "font.size": 10, "axes.labelsize": 10, "axes.titlesize": 10, "xtick.labelsize": 9, "ytick.labelsize": 9, "legend.fontsize": 9,
+        "axes.prop_cycle": cycler(color=[colors[color] for color in SERIES]), "lines.linewidth": 1.8, "legend.frameon": False,
+        "axes.spines.top": False, "axes.spines.right": False, "axes.grid": True, "axes.axisbelow": True, "grid.linewidth": 0.8,
+        "axes.formatter.use_mathtext": False, "axes.unicode_minus": True, "figure.constrained_layout.use": True,
+        "grid.color": colors[FAINT], "axes.linewidth": 0.8,
+        **dict.fromkeys(ink, colors[INK]),
+    }  # fmt: skip
+
+
+@contextmanager
+def figure(name: str, *, size: tuple[float, float] = (6.0, 3.2), rows: int = 1, columns: int = 1, **options: Any) -> Iterator[Any]:
+    """Draw a figure; yields its axes, an array of them where ``rows * columns > 1``.
+
+    ``size`` is in inches. ``options`` go to ``matplotlib.pyplot.subplots`` (``sharey=True``, ``width_ratios=…``). Labels are English,
+    in one line and without mathtext; the note's ``labels.yml`` translates them and holds caption and alternative text.
+    Raises ValueError for a figure wider than 7.2 inches.
+    """
+    if size[0] > WIDEST:
+        raise ValueError(f"figure {name!r} is {size[0]} inches wide; expected at most {WIDEST}, so that its text stays readable")
+    import matplotlib
+
+    if record.current:
+        matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    colors = {color: color for color in PRINTED} if record.current else PRINTED
+    with matplotlib.rc_context(_style(colors)), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Glyph .* missing from font")  # only measured with that font, never drawn
+        drawing, axes = plt.subplots(rows, columns, figsize=size, **options)
+        try:
+            yield axes
+            for axis in [axis for one in drawing.axes for axis in (one.xaxis, one.yaxis)]:
+                _plain_powers(axis)
+            if record.current:
+                record.current.items.append({"kind": "figure", "name": name, "svg": _svg(drawing, name)})
+            else:
+                plt.show()
+        finally:
+            plt.close(drawing)
+
+
+def heatmap(
+    axes: Any, matrix: Any, *, xlabels: Sequence[str] = (), ylabels: Sequence[str] = (), low: float = 0.0, high: float | None = None
+) -> None:
+    """Draw a matrix (rows downwards) as cells in ten steps of the theme's ramp between ``low`` and ``high`` (the matrix's maximum).
+
+    Raises ValueError where the labels do not fit the matrix, or it is no matrix.
+    """
+    import numpy as np
+    from matplotlib.colors import ListedColormap, Normalize
+
+    values = np.asarray(matrix.detach().cpu() if hasattr(matrix, "detach") else matrix, dtype=float)
+    if values.ndim != 2:
+        raise ValueError(f"matrix has shape {values.shape}; expected two dimensions")
+    for what, labels, length in (("xlabels", xlabels, values.shape[1]), ("ylabels", ylabels, values.shape[0])):
+        if len(labels) not in (0, length):
+            raise ValueError(f"{what} has {len(labels)} entries; expected {length}, one a cell")
+    colors = RAMP if record.current else tuple(PRINTED[color] for color in RAMP)
+    scale = Normalize(low, values.max() if high is None else high)
+    axes.pcolormesh(values, cmap=ListedColormap(colors), norm=scale, edgecolors="none", linewidth=0, antialiased=False)
+    axes.invert_yaxis()
+    axes.grid(visible=False)
+    axes.set_aspect("equal")
+    for axis, labels, length in ((axes.xaxis, xlabels, values.shape[1]), (axes.yaxis, ylabels, values.shape[0])):
+        axis.set_ticks(np.arange(len(labels) and length) + 0.5, labels)
+        axis.set_tick_params(length=0)
+
+
+def _plain_powers(axis: Any) -> None:
+    """Write the ticks of a logarithmic axis as plain text (10⁵, 0.01), which mathtext would set glyph by glyph in its own font."""
+    from matplotlib.ticker import FuncFormatter, LogFormatter, NullFormatter
+
+    def write(value: float, position: int | None = None) -> str:
+        power = math.log10(value) if value > 0 else 0.5
+        if abs(power - round(power)) < 1e-9 and abs(power) > 3:
+            return "10" + f"{round(power)}".translate(SUPERSCRIPT)
+        return f"{value:,.10g}"
+
+    if isinstance(axis.get_major_formatter(), LogFormatter):
+        low, high = sorted(axis.get_view_interval())
+        axis.set_major_formatter(FuncFormatter(write))
+        crowded = low <= 0 or math.log10(high / low) > 1.2
+        axis.set_minor_formatter(NullFormatter() if crowded else FuncFormatter(write))
+
+
+def _svg(drawing: Any, name: str) -> str:
+    """Return the drawing as an SVG element without metadata, with ids of its own and the theme's colours."""
+    buffer = io.StringIO()
+    drawing.savefig(buffer, format="svg", bbox_inches="tight", pad_inches=0.03, metadata={"Date": None, "Creator": None})
+    text = buffer.getvalue()
+    text = text[text.index("<svg") :]
+    text = re.sub(r"<metadata>.*?</metadata>|<!--.*?-->|<style.*?</style>", "", text, flags=re.S)
+    used = {*re.findall(r"url\(#([^)]*)\)", text), *re.findall(r'href="#([^"]*)"', text)}
+    text = re.sub(r'\sid="([^"]*)"', lambda m: f' id="{name}-{m[1]}"' if m[1] in used else "", text)  # ids are the page's, not the figure's
+    text = re.sub(r"url\(#|href=\"#", lambda m: f"{m[0]}{name}-", text)
+    text = re.sub(r"font: ([\d.]+px) [^;\"]*", r"font-size: \1", text)  # the page's own fonts serve three scripts
+    text = re.sub(r"font-family: [^;\"]*;? ?", "", text).replace("xlink:href", "href")
+    for stand_in, color in CSS.items():
+        text = text.replace(stand_in, color)
+    width, height = re.findall(r'(?:width|height)="([\d.]+)pt"', text)[:2]
+    head = f'<svg class="figure" viewBox="0 0 {width} {height}" width="{width}" height="{height}">'
+    return re.sub(r"\n\s*", " ", head + text[text.index(">") + 1 :]).replace("> <", "><").strip()

@@ -1,0 +1,121 @@
+"""Results kept on disk as text: whole or not at all, checked when read, safe with two builds at once."""
+
+import hashlib
+import json
+import os
+import platform
+import tempfile
+from functools import cache
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from rundoku.show.imports import SOURCE_ROOT
+
+ROOT = SOURCE_ROOT.parent  # the repository
+FORMAT = 1  # raise it when the meaning of a stored result changes
+TOOLS = ("torch", "triton", "numpy", "matplotlib")
+
+
+class StoreError(Exception):
+    """A result could not be kept; the message names the file and the cause."""
+
+
+def _canonical(value: Any) -> str:
+    return json.dumps(value, sort_keys=True, ensure_ascii=False, separators=(",", ":"))
+
+
+def fingerprint(value: Any) -> str:
+    """Return the SHA-256 of a JSON-able value, in hexadecimal."""
+    return hashlib.sha256(_canonical(value).encode()).hexdigest()
+
+
+@cache
+def versions() -> dict[str, str]:
+    """Return the versions that every stored result rests on; a tool that is not installed is not named."""
+    found = {"python": ".".join(platform.python_version_tuple()[:2]), "format": str(FORMAT)}
+    for tool in TOOLS:
+        try:
+            found[tool] = metadata.version(tool)
+        except metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+_digests: dict[tuple[str, int, int], str] = {}
+
+
+def file_digest(path: Path) -> str | None:
+    """Return the SHA-256 of a file's bytes, or None where there is no file; unchanged files are read once."""
+    try:
+        status = path.stat()
+        key = (str(path), status.st_mtime_ns, status.st_size)
+        if key not in _digests:
+            _digests[key] = hashlib.sha256(path.read_bytes()).hexdigest()
+    except (FileNotFoundError, NotADirectoryError, IsADirectoryError):
+        return None
+    return _digests[key]
+
+
+def digests(paths: set[Path], root: Path = ROOT) -> dict[str, str]:
+    """Return the digests of those files of the repository that a result may rest on, by their path in it."""
+    found = {}
+    for path in paths:
+        inside = path.resolve()
+        if inside.is_relative_to(root) and inside.suffix != ".pyc":
+            relative = inside.relative_to(root)
+            digest = None if relative.parts[0].startswith(".") else file_digest(inside)
+            if digest:
+                found[relative.as_posix()] = digest
+    return dict(sorted(found.items()))
+
+
+class Store:
+    """A folder of JSON files named by key, each with a checksum of its content and the files that it rests on."""
+
+    def __init__(self, folder: Path, root: Path = ROOT) -> None:
+        self.folder, self.root = folder, root
+
+    def _path(self, key: str) -> Path:
+        return self.folder / key[:2] / f"{key}.json"
+
+    def recall(self, key: str) -> dict[str, Any] | None:
+        """Return what was kept under ``key``, or None where it is absent, damaged, or rests on files that have changed."""
+        try:
+            entry = json.loads(self._path(key).read_text(encoding="utf-8"))
+            payload = entry["payload"]
+            if entry["sha256"] != fingerprint(payload):
+                return None
+            files = payload["files"].items()
+        except (OSError, ValueError, KeyError, TypeError, AttributeError):
+            return None  # absent or damaged: it is run again
+        return payload if all(file_digest(self.root / name) == digest for name, digest in files) else None
+
+    def keep(self, key: str, payload: dict[str, Any]) -> None:
+        """Keep a payload, whole or not at all; its ``files`` maps repository paths to digests.
+
+        Raises StoreError where the disk does not take it.
+        """
+        path = self._path(key)
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=".", suffix=".part")
+            try:
+                with os.fdopen(handle, "w", encoding="utf-8") as file:
+                    json.dump({"sha256": fingerprint(payload), "payload": payload}, file, ensure_ascii=False)
+                    file.flush()
+                    os.fsync(file.fileno())
+                Path(temporary).replace(path)
+            except BaseException:
+                Path(temporary).unlink(missing_ok=True)
+                raise
+        except OSError as error:
+            raise StoreError(f"could not keep a result in {path}: {error.strerror or error}") from error
+
+
+def default_store() -> Store | None:
+    """Return the repository's store (``RUNDOKU_STORE`` moves it), or None where the package is used outside the repository."""
+    folder = os.environ.get("RUNDOKU_STORE")
+    if folder:
+        return Store(Path(folder))
+    return Store(ROOT / ".cache" / "rundoku") if (ROOT / "mkdocs.yml").is_file() else None
