@@ -3,6 +3,7 @@
 import functools
 import os
 import re
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, cast
 
@@ -198,7 +199,7 @@ class RundokuPlugin(BasePlugin):  # type: ignore[no-untyped-call]
             catalogue=self.catalogue,
             lang=self.language,
             slug=note[1] if note else "",
-            results=functools.partial(outcomes, self.root, self.store),
+            results=Results(self.catalogue, self.root, self.store),
             root=self.root,
             link=self._link,
         )
@@ -227,18 +228,31 @@ class RundokuPlugin(BasePlugin):  # type: ignore[no-untyped-call]
                 (Path(config.site_dir).parent / name).write_text(text, encoding="utf-8")
 
 
-def outcomes(root: Path, store: Store, slug: str) -> tuple[tuple[snippets.Block, runner.Outcome], ...]:
-    """Return what the snippets of a note's English page have shown, in order; those that have not run are left out."""
-    page = root / "notes" / slug / "index.en.md"
-    return _outcomes(page, root, store.folder, file_digest(page) or "")
+class Results(Mapping[str, Sequence[dict[str, Any]]]):
+    """What the snippets of each written note have shown, in order, read from the store when it is asked for."""
+
+    def __init__(self, catalogue: Catalogue, root: Path, store: Store) -> None:
+        self.slugs, self.root, self.store = list(catalogue.papers), root, store
+
+    def __getitem__(self, slug: str) -> Sequence[dict[str, Any]]:
+        if slug not in self.slugs:
+            raise KeyError(slug)
+        page = self.root / "notes" / slug / "index.en.md"
+        return _items(page, self.root, self.store.folder, file_digest(page) or "")
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.slugs)
+
+    def __len__(self) -> int:
+        return len(self.slugs)
 
 
 @functools.lru_cache(maxsize=512)
-def _outcomes(page: Path, root: Path, store: Path, digest: str) -> tuple[tuple[snippets.Block, runner.Outcome], ...]:
-    """Read them from the store; ``digest`` makes an edited page a new entry."""
-    found = []
+def _items(page: Path, root: Path, folder: Path, digest: str) -> list[dict[str, Any]]:
+    """Return the items of a page's snippets; ``digest`` makes an edited page a new entry."""
+    found: list[dict[str, Any]] = []
     for session in snippets.sessions(snippets.blocks(page.read_text(encoding="utf-8"), page.relative_to(root).as_posix(), "en", root)):
-        for i, block in enumerate(session):
-            outcome = runner.recall(Store(store, root), [entry.code for entry in session[: i + 1]])
-            found += [(block, outcome)] if outcome else []
-    return tuple(found)
+        for i in range(len(session)):
+            outcome = runner.recall(Store(folder, root), [block.code for block in session[: i + 1]])
+            found += outcome["items"] if outcome else []
+    return found
