@@ -14,6 +14,11 @@ def test_japanese_terms_are_found_inside_a_sentence():
     assert ">自己注意</abbr>の計算" in made
 
 
+def test_prose_goes_on_after_a_formula():
+    made = define('<p><span class="arithmatex">x</span> then self-attention</p>', load_glossary(ROOT), "en")
+    assert "then <abbr" in made
+
+
 def test_code_links_formulas_and_values_stay_as_they_are():
     page = (
         '<p><code>self-attention</code> <a href="#">self-attention</a> <span class="arithmatex">self-attention</span> '
