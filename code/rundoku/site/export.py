@@ -11,8 +11,11 @@ from pathlib import Path
 from rundoku.site.edits import edited
 from rundoku.site.layout import DEFINITION, header, indented, join, licence, listed, title
 from rundoku.site.lineage import modules, rooms
+from rundoku.site.notebook import notebook
 from rundoku.site.scopes import Builtin, External, Import, Inside, Symbol, Target, Use, bindings
 from rundoku.site.sources import ExportError, Item, Library, Module, for_type_checker
+
+__all__ = ["ExportError", "copy", "notebook"]
 
 CARRIED = ("rundoku.papers.", "rundoku.concepts.", "rundoku.gpu.")  # the packages that a copy may take code from
 ALLOWED = {"torch", "triton", *sys.stdlib_module_names}

@@ -27,6 +27,38 @@ out = room.scaled_dot_product_attention(query, key, value, room.causal_mask(5))
 out.square().sum().backward()
 result = {"out": out, "grad": [query.grad, key.grad, value.grad], "module": module(x, x, x), "weights": module.weights(x, x)}
 """,
+    "flash-attention": """
+q = torch.randn(1, 2, 9, 16, requires_grad=True)
+k, v = torch.randn(2, 1, 2, 7, 16)
+tiled = room.tiled_attention(q, k, v, causal=True, sram=512)
+fused = room.flash_attention(q, k, v, causal=True)
+fused.square().sum().backward()
+seen = room.absorb(room.nothing_seen(q[0, 0], 16), q[0, 0] @ k[0, 0].T, v[0, 0])
+exact = room.attention_reference(q, k, v, causal=True, window_size=(2, 0), softcap=3.0)
+result = {"tiled": tiled, "fused": fused, "grad": q.grad, "seen": list(room.finish(seen)), "exact": list(exact)}
+""",
+    "flash-attention.kernel": """
+q, k, v = (torch.randn(1, heads, 9, 16, requires_grad=True) for heads in (2, 1, 1))
+slopes = torch.tensor([0.5, 0.25])
+out, lse = room.flash_attention(q, k, v, slopes, window_size=(3, 1), softcap=2.0, return_lse=True)
+(out.square().sum() + lse.sum()).backward()
+configs = [[*use, *config.tiles.values()] for use, config in room.CONFIGS["sm_90"].items()]
+result = {"out": out, "lse": lse, "grads": [q.grad, k.grad, v.grad], "configs": configs}
+""",
+    "layer-norm": """
+layer, lstm, gru = room.LayerNorm(6), room.LSTM(room.RecurrentConfig(4, 6)), room.GRU(room.RecurrentConfig(4, 6))
+x = torch.randn(3, 5, 6, requires_grad=True)
+layer(x).pow(3).sum().backward()
+steps = torch.randn(3, 5, 4)
+result = {"grads": [x.grad, layer.weight.grad], "lstm": list(lstm(steps)[1]), "gru": list(gru(steps))}
+""",
+    "layer-norm.kernel": """
+x, residual = torch.randn(2, 3, 5, 33, requires_grad=True)
+weight, bias = torch.randn(2, 33)
+y, h = room.add_layer_norm(x, residual, weight, bias)
+grad, = torch.autograd.grad((y.square() + h).sum(), x)
+result = {"y": y, "h": h, "grad": grad, "alone": room.layer_norm(x.detach(), weight)}
+""",
     "lora": """
 model = torch.nn.Sequential(torch.nn.Embedding(11, 6), torch.nn.Linear(6, 5))
 room.apply_lora(model, targets=("0", "1"), config=room.LoRAConfig(rank=2, init="gaussian"))
