@@ -63,7 +63,8 @@ class Cells:
                 mark = "> "
                 self.prose += [f"> **{box['title'] or box['kind'].capitalize()}**", ">"]
                 continue
-            mark = mark if line.startswith("    ") or not line.strip() else ""
+            if line.strip() and not line.startswith("    "):
+                mark = self._unquote()
             self.prose.append(f"{mark}{self._plain(line[4:] if mark else line)}".rstrip())
         self._flush()
 
@@ -86,11 +87,20 @@ class Cells:
         self._flush()
         self.cells.append(_cell(kind, source))
 
+    def _unquote(self) -> str:
+        """Blank the empty lines at the end of a quotation, which has ended; return the mark of what follows."""
+        for number in range(len(self.prose) - 1, -1, -1):
+            if self.prose[number] != ">":
+                break
+            self.prose[number] = ""
+        return ""
+
     def _flush(self) -> None:
-        source = "\n".join(self.prose).strip("\n")
+        self._unquote()
+        source = re.sub(r"\n{3,}", "\n\n", "\n".join(self.prose).strip("\n"))
         self.prose.clear()
-        if source.strip("> \n"):
-            self.cells.append(_cell("markdown", re.sub(r"(?:\n>)+(?=\n\n|\n?\Z)", "", re.sub(r"\n{3,}", "\n\n", source))))
+        if source:
+            self.cells.append(_cell("markdown", source))
 
     def _plain(self, line: str) -> str:
         line = ATTRIBUTES.sub(r"\1", QUOTED.sub(lambda match: self.quote(match[1], match[2]), line))
