@@ -5,7 +5,7 @@ import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import markdown_exec
 from jinja2 import Environment
@@ -15,6 +15,7 @@ from mkdocs.plugins import BasePlugin, event_priority
 from mkdocs.structure.files import File, Files
 from mkdocs.structure.nav import Navigation
 from mkdocs.structure.pages import Page
+from mkdocs.utils.templates import TemplateContext
 
 from rundoku.show.store import ROOT, Store, file_digest
 from rundoku.site import formulas, made, pages, render, runner, snippets
@@ -165,10 +166,12 @@ class RundokuPlugin(BasePlugin):  # type: ignore[no-untyped-call]
         render.current = None
         return formulas.hide_from_search(html)
 
-    def on_page_context(self, context: dict[str, Any], *, page: Page, config: MkDocsConfig, nav: Navigation) -> dict[str, Any]:
+    def on_page_context(self, context: TemplateContext, *, page: Page, config: MkDocsConfig, nav: Navigation) -> TemplateContext:
         """Tell the templates where the page's other languages are."""
         url = "" if page.file.url in (".", "./") else page.file.url
-        context["alternates"] = [{"lang": code, "name": NAMES[code], "url": f"{self.home}{code}/{url}"} for code in LANGUAGES]
+        cast(dict[str, Any], context)["alternates"] = [
+            {"lang": code, "name": NAMES[code], "url": f"{self.home}{code}/{url}"} for code in LANGUAGES
+        ]
         return context
 
     def on_post_page(self, output: str, *, page: Page, config: MkDocsConfig) -> str:
@@ -235,7 +238,7 @@ class Results(Mapping[str, Sequence[dict[str, Any]]]):
         if slug not in self.slugs:
             raise KeyError(slug)
         page = self.root / "notes" / slug / "index.en.md"
-        return _items(page, self.root, self.store, file_digest(page) or "")
+        return _items(page, self.root, self.store.folder, file_digest(page) or "")
 
     def __iter__(self) -> Iterator[str]:
         return iter(self.slugs)
@@ -245,11 +248,11 @@ class Results(Mapping[str, Sequence[dict[str, Any]]]):
 
 
 @functools.lru_cache(maxsize=512)
-def _items(page: Path, root: Path, store: Store, digest: str) -> list[dict[str, Any]]:
+def _items(page: Path, root: Path, folder: Path, digest: str) -> list[dict[str, Any]]:
     """Return the items of a page's snippets; ``digest`` makes an edited page a new entry."""
-    found = []
+    found: list[dict[str, Any]] = []
     for session in snippets.sessions(snippets.blocks(page.read_text(encoding="utf-8"), page.relative_to(root).as_posix(), "en", root)):
         for i in range(len(session)):
-            outcome = runner.recall(store, [block.code for block in session[: i + 1]])
+            outcome = runner.recall(Store(folder, root), [block.code for block in session[: i + 1]])
             found += outcome["items"] if outcome else []
     return found

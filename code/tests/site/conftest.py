@@ -25,7 +25,11 @@ def repository(tmp_path):
             source = files.get(name, "")
             path = tmp_path / "code" / Path(*name.split("."))
             packages = {"rundoku", "rundoku.papers", "rundoku.concepts"}
-            is_package = name in packages or any(other.startswith(f"{name}.") for other in files)
+            is_package = (
+                name in packages
+                or name.rpartition(".")[0] in packages - {"rundoku"}
+                or any(other.startswith(f"{name}.") for other in files)
+            )
             path = path / "__init__.py" if is_package else path.with_suffix(".py")
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_text(textwrap.dedent(source), encoding="utf-8")
