@@ -5,10 +5,8 @@ import re
 from collections.abc import Iterable
 from pathlib import Path
 
-import yaml
-
 from rundoku.site import markdown
-from rundoku.site.fields import LANGUAGES, CatalogueError
+from rundoku.site.fields import LANGUAGES, CatalogueError, parse
 
 _RENDERS = re.compile(r"^renders:.*\n(?:[ \t]+.*\n|\n)*", re.MULTILINE)
 
@@ -20,10 +18,8 @@ def section_hashes(text: str) -> dict[str, str]:
 
 def front(text: str, file: str) -> dict:
     """A page's front matter; CatalogueError if it is not a mapping."""
-    try:
-        found = yaml.safe_load(markdown.front_matter(text)) or {}
-    except yaml.YAMLError as error:
-        raise CatalogueError(f"{file}: front matter: found {' '.join(str(error).split())}, expected YAML") from None
+    # The newline stands for the `---` above, so that an error names the line of the page.
+    found = parse("\n" + markdown.front_matter(text), file).value or {}
     if not isinstance(found, dict):
         raise CatalogueError(f"{file}: front matter: found {found!r}, expected a mapping")
     return found

@@ -107,6 +107,8 @@ def test_the_repositorys_own_notes_are_linted_quickly():
         ("en", "#!value total:,", "#!value sum:,", pages("en"), "value 'sum' is not published by note.py"),
         ("en", "The point is plain", "`#!paper weight` is plain", pages("en"), "fact 'weight' is not in paper.yml; it has size, gain"),
         ("ja", 'title: "Small Nets: A Study"', "title: 小さな網", pages("ja"), "title: found '小さな網', expected the paper's own"),
+        ("zh", "description: 要点", "description: a: b", pages("zh"), "mapping values are not allowed"),
+        ("zh", "description: 要点", "title: 要点", pages("zh"), "found the name 'title' twice"),
         ("ja", "renders:", "render:", pages("ja"), "front matter: render: found"),
         ("note", 'claim("smaller"', 'claim("larger"', CODE, "claim 'larger' is not in notes/small-net/paper.yml; it has smaller"),
         ("note", 'claim("smaller"', 'claim("larger"', "notes/small-net/paper.yml", "claim 'smaller' is not made by"),
