@@ -257,7 +257,7 @@ class _Note:
                 if item not in labels.names(kind):
                     expected = "caption and alt" if kind == "figure" else "caption"
                     yield Problem(name, line, f"{kind} {item!r} has no words; expected its {expected} under {kind}s in {own}")
-            for item in sorted({*labels.names(kind)} - shown.keys()):
+            for item in sorted({*labels.names(kind)} - shown.keys() - code.texts):
                 yield Problem(own, 1, f"{kind}s.{item}: note.py shows no {kind} of this name; it shows {', '.join(shown) or 'none'}")
         for label, line in code.labels:
             try:

@@ -20,6 +20,7 @@ class Said:
     claims: dict[str, int] = field(default_factory=dict)
     labels: list[tuple[str, int]] = field(default_factory=list)
     faults: list[tuple[int, str]] = field(default_factory=list)
+    texts: set[str] = field(default_factory=set)  # every plain text: a helper that shows a figure or table is given its name
 
 
 def said(source: str, name: str) -> Said:
@@ -28,7 +29,7 @@ def said(source: str, name: str) -> Said:
         tree = ast.parse(source)
     except SyntaxError as error:
         raise CatalogueError(f"{name}: line {error.lineno}: found {error.msg}, expected Python") from None
-    found = Said()
+    found = Said(texts={node.value for node in ast.walk(tree) if isinstance(node, ast.Constant) and isinstance(node.value, str)})
     for call in sorted((node for node in ast.walk(tree) if isinstance(node, ast.Call)), key=lambda node: (node.lineno, node.col_offset)):
         if isinstance(call.func, ast.Name):
             _spoken(call, call.func.id, found)
@@ -42,7 +43,7 @@ def _spoken(call: ast.Call, word: str, found: Said) -> None:
         if found.publishes is not None:
             found.publishes = None if None in names else found.publishes | {name for name in names if name}
         return
-    names_of = {"figure": found.figures, "table": found.tables, "claim": found.claims}
+    names_of = {"figure": found.figures, "table": found.tables, "compile_table": found.tables, "claim": found.claims}
     if word not in names_of:
         return
     name = next((text for text in map(_text, call.args[:1])), None)

@@ -116,6 +116,7 @@ def test_the_repositorys_own_notes_are_linted_quickly():
         ("note", 'figure("curve")', 'figure("line")', CODE, "figure 'line' has no words; expected its caption and alt"),
         ("note", 'figure("curve")', 'figure("line")', "notes/small-net/labels.yml", "figures.curve: note.py shows no figure of this name"),
         ("note", 'table("counts"', 'table("sums"', CODE, "table 'sums' has no words; expected its caption under tables"),
+        ("note", 'table("counts", columns=("Loss", "N"), ', 'compile_table("kernels", "m", ', CODE, "table 'kernels' has no words"),
         ("note", 'set_ylabel("Loss")', 'set_ylabel("Gain")', CODE, "labels: found no translation of 'Gain', expected it under `labels`"),
         ("note", 'columns=("Loss"', 'columns=("Gain"', CODE, "found no translation of 'Gain'"),
         ("note", "x = 1\n", "x = (\n", CODE, "expected Python"),
