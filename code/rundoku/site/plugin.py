@@ -18,9 +18,10 @@ from mkdocs.structure.pages import Page
 from mkdocs.utils.templates import TemplateContext
 
 from rundoku.show.store import ROOT, Store, file_digest
-from rundoku.site import formulas, made, pages, render, runner, snippets
+from rundoku.site import formulas, hover, made, pages, render, runner, snippets
 from rundoku.site.build import commit, store_of
 from rundoku.site.catalogue import LANGUAGES, Catalogue, CatalogueError, load, load_labels
+from rundoku.site.glossary import load_glossary
 from rundoku.site.words import word
 
 NAMES = {"en": "English", "ja": "日本語", "zh": "中文"}
@@ -55,7 +56,7 @@ class RundokuPlugin(BasePlugin):  # type: ignore[no-untyped-call]
         self.root = Path(config.config_file_path).resolve().parent
         self.store = store_of(self.root)
         try:
-            self.catalogue = load(self.root)
+            self.catalogue, self.glossary = load(self.root), load_glossary(self.root)
         except CatalogueError as error:
             raise render.PageError(str(error)) from error
         home = config.site_url or "http://localhost/"
@@ -162,8 +163,10 @@ class RundokuPlugin(BasePlugin):  # type: ignore[no-untyped-call]
         return markdown
 
     def on_page_content(self, html: str, *, page: Page, config: MkDocsConfig, files: Files) -> str:
-        """Keep formulas out of the search index."""
+        """Let terms carry their definitions in a note, and keep formulas out of the search index."""
         render.current = None
+        if NOTE.fullmatch(page.file.src_uri):
+            html = hover.define(html, self.glossary, self.language)
         return formulas.hide_from_search(html)
 
     def on_page_context(self, context: TemplateContext, *, page: Page, config: MkDocsConfig, nav: Navigation) -> TemplateContext:
