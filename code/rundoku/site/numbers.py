@@ -25,32 +25,33 @@ _NOT_PROSE = re.compile(
 # Numbers that name something. A word before the number says what it is.
 _REFERENCES = (
     r"\b(?i:Eqs?|Equations?|Figs?|Figures?|Tables?|Tabs?|Sections?|Secs?|Algs?|Algorithms?|Theorems?|Lemmas?|Corollar(?:y|ies)"
-    r"|Propositions?|Definitions?|Remarks?|Appendi(?:x|ces)|Chapters?|Pages?|pp?(?=\.)|Lines?)\b\.?",
+    r"|Propositions?|Definitions?|Remarks?|Appendi(?:x|ces)|Chapters?|Pages?|pp?(?=\.)|Lines?|Rows?)\b\.?",
     r"§{1,2}",
     r"(?:図表|図|图|(?<![代発发列])表|(?<![形方様程])式|算法|アルゴリズム|定理|補題|引理|命題|命题|系|推论|定義|定义|付録|附录|脚注|第)",
 )
+_PLACES = "節|小?节|章|ページ|页"
 _REFERENCE = re.compile(
     rf"""(?:{"|".join(_REFERENCES)})[ \u00a0]*[(（]?{_ID}[)）]?
     (?:[ ]*(?:,|、|，|and|&|or|to|[-–〜～・]|から|和|及|至|到)[ ]*[(（]?{_ID}[)）]?)*
-    | \d+(?:\.\d+)*[ ]?(?:節|节|章|ページ|页)""",
+    | \d+(?:\.\d+)*[ ]?(?:{_PLACES}) | [(（]\d+[)）][ ]?式""",
     re.VERBOSE,
 )
-_ORDINAL = re.compile(r"第[ ]*+(\d[\d.]*+)[ ]*+(?!節|节|章|ページ|页)")  # 第3層 counts something, 第3節 is a place
-_SPACED_NAMES = (
-    r"Llama|LLaMA|Python|PyTorch|Triton|CUDA|ROCm|Motif|Gemma|Qwen|Mistral|Phi|Claude|Apache|BY(?:-SA)?|Transformer|torch|triton|numpy|matplotlib"
-)
+_ORDINAL = re.compile(rf"第[ ]*+(\d[\d.]*+)[ ]*+(?!{_PLACES}|行|列)")  # 第3層 counts something, 第3節 is a place
+_MODELS = r"Llama|LLaMA|GPT-\d|GPT|Motif|Gemma|Qwen|Mistral|Phi|Pythia|PaLM|OPT|BLOOM|Gopher|Chinchilla|DeepSeek|SmolLM2?|T5|ViT"
+_TOOLS = r"Python|PyTorch|Triton|CUDA|ROCm|RTX|Apache|BY(?:-SA)?|IEEE|ISO|Unicode|Transformer|torch|triton|numpy|matplotlib"
 _NAMES = re.compile(
-    rf"""(?<![\w.])(?:{_SPACED_NAMES})[ ]\d+(?:\.\d+)*[A-Za-z]*\b
-    | arXiv:?[ ]?\d{{4}}\.\d{{4,5}}(?:v\d+)?
+    rf"""(?<![\w.])(?:{_MODELS})(?:[ ]\d+(?:\.\d+)?)?[ ]\d+(?:\.\d+)?[BM]\b   # Llama 2 70B
+    | (?<![\w.])(?:{_MODELS}|{_TOOLS})[ ]\d+(?:\.\d+)*[A-Za-z]*\b             # Python 3.11
+    | arxiv\.org/abs/\S+ | arXiv:?[ ]?\d{{4}}\.\d{{4,5}}(?:v\d+)?
+    | (?<![\w-])(?:top|utf|sha|iso|x86)-\d+ | (?<=[ℓ\u0391-\u03c9])\d
     | (?<![\d.,A-Za-z])[A-Z][A-Za-z]*(?:[-–_./+]?[A-Za-z0-9]+)*        # GPT-2, H100, SmolLM2-135M
     | (?<![\d.,A-Za-z])[a-z][A-Za-z_]*\d[A-Za-z0-9_]*(?:\.\d+)*         # fp32, sm_90, cl100k
-    | (?<![\w-])(?:top|utf|sha|iso)-\d+
     | (?<![\w.,])[1-4]-?[dD]\b
     | (?<![\w.,])(?:1|2|3|4|8|16|32|64)(?:-bit\b|[ ]?ビット|[ ]?比特|位(?!置))
     """,
     re.VERBOSE | re.ASCII,
 )
-_YEAR = r"(?<![\d.,])(?:19[5-9]\d|20[0-4]\d)"
+_YEAR = r"(?<![\d.,])(?:19[5-9]\d|20[0-2]\d)"
 _COUNTED = (
     r"(?:tokens?|steps?|words?|examples?|samples?|parameters?|updates?|characters?|sentences?|iterations?|epochs?|bytes?|bits|times|points?)"
 )
