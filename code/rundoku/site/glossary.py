@@ -4,18 +4,11 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
-from html import escape
 from pathlib import Path
 
 from rundoku.site.fields import LANGUAGES, CatalogueError, read
 
 _FILE = "notes/glossary.yml"
-
-
-_TAG = re.compile(r"""<!--.*?-->|<(?P<end>/?)(?P<name>[A-Za-z][\w-]*)(?:"[^"]*"|'[^']*'|[^'">])*>""", re.DOTALL)
-_NOT_TEXT = {"a", "abbr", "button", "code", "details", "dl", "figure", "label", "math", "nav", "pre", "script", "style", "svg"} | {
-    f"h{level}" for level in range(1, 7)
-}
 
 
 @dataclass(frozen=True)
@@ -48,31 +41,6 @@ class Glossary:
             if name not in seen:
                 seen.add(name)
                 yield match.start(), match.end(), meanings[name]
-
-    def annotate(self, page: str, language: str) -> str:
-        """HTML in which the first occurrence of each term in running text opens its meaning."""
-        parts: list[str] = []
-        inside: list[str] = []
-        seen: set[str] = set()
-        last = 0
-        for tag in _TAG.finditer(page):
-            text = page[last : tag.start()]
-            parts += [text if inside else self._defined(text, language, seen), tag[0]]
-            last, name = tag.end(), (tag["name"] or "").lower()
-            if name in _NOT_TEXT and tag["end"]:
-                del inside[max((index for index, open_ in enumerate(inside) if open_ == name), default=len(inside)) :]
-            elif name in _NOT_TEXT and not tag[0].endswith("/>"):
-                inside.append(name)
-        return "".join(parts) + page[last:]
-
-    def _defined(self, text: str, language: str, seen: set[str]) -> str:
-        parts, last = [], 0
-        for start, end, means in self.occurrences(text, language):
-            if means not in seen:
-                seen.add(means)
-                parts += [text[last:start], f'<abbr title="{escape(means)}">{text[start:end]}</abbr>']
-                last = end
-        return "".join(parts) + text[last:]
 
     def misuses(self, text: str, language: str) -> list[tuple[int, str, str]]:
         """Where in `text` a wrong name stands, the wrong name, and the right one."""

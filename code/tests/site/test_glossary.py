@@ -1,4 +1,3 @@
-import re
 from pathlib import Path
 
 import pytest
@@ -68,26 +67,6 @@ def test_occurrences_are_whole_words_first_only_and_the_longest(glossary):
     assert found == ["Transformers", "layer\nnormalization", "multi-head attention"]
     text = "Transformerの自己注意とKVキャッシュ、自己注意"
     assert [text[start:end] for start, end, _ in glossary.occurrences(text, "ja")] == ["Transformer", "自己注意", "KVキャッシュ"]
-
-
-def test_the_first_occurrence_in_running_text_opens_its_meaning(glossary):
-    page = (
-        '<h2>自己注意</h2><p title="自己注意 > 層正規化">Transformerの<strong>自己注意</strong>と<code>自己注意</code>、自己注意。</p>'
-        "<pre><span>層正規化</span></pre><!-- 層正規化 --><p><a href='x'>層正規化<br/></a><br>層正規化</p><svg><text>残差接続</text></svg>"
-    )
-    means = {term.name["ja"]: term.means["ja"] for term in glossary.terms}
-    marked = glossary.annotate(page, "ja")
-    assert re.sub(r"</?abbr[^>]*>", "", marked) == page
-    assert re.findall(r'<abbr title="([^"]*)">([^<]*)</abbr>', marked) == [
-        (means[name], name) for name in ("Transformer", "自己注意", "層正規化")
-    ]
-    assert "<strong><abbr" in marked and "<br><abbr" in marked
-
-
-def test_meanings_are_escaped_and_markup_that_is_out_of_order_is_left_as_it_is(site):
-    site.write(FILE, 'net: {en: Net, ja: 網, zh: 网, means: {en: "a <b> & \\"c\\"", ja: 意, zh: 义}}')
-    glossary = load_glossary(site.root)
-    assert glossary.annotate("<p>A net</a></p>", "en") == '<p>A <abbr title="a &lt;b&gt; &amp; &quot;c&quot;">net</abbr></a></p>'
 
 
 @pytest.mark.parametrize(

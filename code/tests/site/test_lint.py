@@ -191,7 +191,7 @@ def test_an_english_section_that_changed_makes_its_translations_stale(note):
 def test_accepting_changes_nothing_but_the_record_and_only_once(note):
     before = note.read(pages("ja"))
     assert accept(note.root, "small-net") == []
-    note.write(pages("ja"), before.replace("renders:\n", "renders:\n  gone: \"00000000\"\n"))
+    note.write(pages("ja"), before.replace("renders:\n", 'renders:\n  gone: "00000000"\n'))
     assert any("section 'gone' is recorded as rendered here and does not exist" in problem.message for problem in lint(note.root))
     accept(note.root, "small-net")
     assert note.read(pages("ja")) == before

@@ -46,7 +46,7 @@ def test_typed_numbers_are_found(language, text, numbers):
         ("en", "Section 3.2.1, Eq. (5), page 12, p. 7, equation 3 and figure 4."),
         ("en", "`code 5`, $x_1 = 3$, $$y = 4$$ and [two](../x-2/index.md#a3) <https://a.b/3> {#id4 .x5}"),
         ("en", "---\ntitle: 5 things\n---\n# Scaling to 1,000 Layers {#top}\n\n1. one\n2. two\n\n[^1]: a footnote, see[^1]\n"),
-        ("en", "```python\nx = 3\n```\n<!-- 42 -->\n<div data-x=\"3\">two &#8217; words</div>\n"),
+        ("en", '```python\nx = 3\n```\n<!-- 42 -->\n<div data-x="3">two &#8217; words</div>\n'),
         ("en", "See DeepNet: Scaling Transformers to 1,000 Layers, 2-simplicial attention and arXiv:2106.09685, on 2026-11-21."),
         ("ja", "2017年、（2017）、ICLR 2022、図3、表4、式5、式(5)、第3.2節、3.2節、付録A.1、定理2、アルゴリズム1、12ページ、図3・4。"),
         ("ja", "GPT-2とLlama 2、SmolLM2-135M、8ビット、一つ、二倍。"),
