@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 from torch.nn import functional as F
@@ -16,6 +16,7 @@ def leaves(*tensors):
     return [tensor.detach().clone().requires_grad_() for tensor in tensors]
 
 
+@settings(deadline=None)
 @given(shape=st.lists(st.integers(1, 9), min_size=1, max_size=4), eps=st.sampled_from([1e-12, 1e-5, 0.1]), bias=st.booleans(), seed=SEEDS)
 def test_values_and_all_gradients_are_those_of_torch(shape, eps, bias, seed):
     torch.manual_seed(seed)
@@ -108,6 +109,7 @@ def torch_gru(ours):
     return theirs
 
 
+@settings(max_examples=40, deadline=None)
 @given(batch=st.integers(1, 4), length=st.integers(1, 6), d_input=st.integers(1, 5), d_model=st.integers(1, 7), seed=SEEDS)
 @pytest.mark.parametrize(("kind", "independent"), [(LSTM, torch_lstm), (GRU, torch_gru)])
 def test_without_normalisation_the_cells_are_torchs(kind, independent, batch, length, d_input, d_model, seed):

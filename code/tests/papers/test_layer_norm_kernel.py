@@ -69,13 +69,17 @@ def assert_right(shape, dtype, *, gain=True, bias=True, residual=True, eps=1e-5,
     made += [make(shape[-1], dtype=gain_dtype or dtype, seed=seed + i) if given else None for i, given in ((1, gain), (2, bias))]
     made += [make(*shape, dtype=dtype, seed=seed + 3) if residual else None]
     gradients = [make(*shape, dtype=dtype, seed=seed + i) for i in (4, 5)]
-    names = ["y", "h"] * 1 if residual else ["y"]
+    names = ["y", "h"] if residual else ["y"]
     names += [f"gradient of {name}" for name, tensor in zip(("x", "weight", "bias", "residual"), made) if tensor is not None]
     found, theirs, wanted = ([*outputs, *grads] for outputs, grads in (run(way, made, gradients, eps) for way in (ours, plain, exact)))
     assert len(found) == len(names)
+    h = made[0].double() + (made[3].double() if residual else 0)
+    largest = gradients[0].abs().max().item() * (made[1].abs().max().item() if gain else 1)
+    terms = largest * (h.var(-1, correction=0) + eps).rsqrt().max().item()  # the gradient of x is a difference of terms of this size
     for name, one, other, truth in zip(names, found, theirs, wanted):
         assert one.shape == truth.shape
-        assert twice_rule(one, other, truth) is None, f"{name} at {shape}, {dtype}: {twice_rule(one, other, truth)}"
+        wrong = twice_rule(one, other, truth, terms=terms if name in ("gradient of x", "gradient of residual") else 0.0)
+        assert wrong is None, f"{name} at {shape}, {dtype}: {wrong}"
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -86,14 +90,16 @@ def test_values_and_every_gradient_at_ragged_widths(dtype, width, rows):
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize(("gain", "bias", "residual"), [(False, False, False), (True, False, False), (False, True, True), (True, True, False)])
+@pytest.mark.parametrize(
+    ("gain", "bias", "residual"), [(False, False, False), (True, False, False), (False, True, True), (True, True, False)]
+)
 def test_what_may_be_left_out(dtype, gain, bias, residual):
     assert_right((3, 5, 65), dtype, gain=gain, bias=bias, residual=residual)
 
 
 @pytest.mark.parametrize("width", [8192, 8193, 16384])
 def test_wide_rows_whose_gradient_sums_have_a_kernel_of_their_own(width):
-    assert_right((35, width), torch.float16)
+    assert_right((17, width), torch.float16)
 
 
 def test_more_rows_than_programs_in_backward(monkeypatch):
@@ -158,7 +164,9 @@ def test_strided_inputs_and_gradients(view):
     strided = view(base).detach().requires_grad_()  # run() clones; here the strides reach the kernel
     assert torch.equal(layer_norm(strided, weight), layer_norm(strided.contiguous(), weight))
     (gradient,) = torch.autograd.grad(layer_norm(strided, weight).sum(), strided)  # a gradient with strides 0
-    torch.testing.assert_close(gradient, torch.autograd.grad(F.layer_norm(strided, weight.shape, weight).sum(), strided)[0], atol=1e-5, rtol=0)
+    torch.testing.assert_close(
+        gradient, torch.autograd.grad(F.layer_norm(strided, weight.shape, weight).sum(), strided)[0], atol=1e-5, rtol=0
+    )
 
 
 @pytest.mark.parametrize("shape", [(0, 7), (3, 0, 7)])

@@ -171,9 +171,9 @@ def _backward_op(
         return dx, dweight.zero_(), dbias.zero_()
     config = _config(BACKWARD_CONFIGS, h)
     tiles = triton.cdiv(n_rows, config.tiles["ROWS"])
-    programs = min(PROGRAMS, tiles)
-    partial = h.new_empty(2, programs, n_columns, dtype=torch.float32) if sums else (None, None)  # of dw and of db
     apart = sums and n_columns > SPLIT_ABOVE
+    programs = min(PROGRAMS, triton.cdiv(n_rows, SUMS_CONFIG.tiles["ROWS"]) if apart else tiles)
+    partial = h.new_empty(2, programs, n_columns, dtype=torch.float32) if sums else (None, None)  # of dw and of db
     _backward[(programs if sums and not apart else tiles,)](
         grad, more, tile, weight, mean, rstd, dx, *((None, None) if apart else partial), n_rows, n_columns,
         grad.stride(0), 0 if more is None else more.stride(0), tile.stride(0), **config.launch(),
@@ -207,6 +207,7 @@ def _save(ctx, inputs, output) -> None:
     x, residual, weight, bias, _ = inputs
     _, h, mean, rstd = output
     ctx.save_for_backward(x if residual is None else h, weight, mean, rstd)
+    ctx.fused = residual is not None
     ctx.bias_dtype = None if bias is None else bias.dtype
     ctx.mark_non_differentiable(mean, rstd)
     ctx.set_materialize_grads(False)
@@ -216,7 +217,7 @@ def _differentiate(ctx, dy, dh, *_):
     h, weight, mean, rstd = ctx.saved_tensors
     _, by_residual, by_weight, by_bias, _ = ctx.needs_input_grad
     dy = torch.zeros_like(h) if dy is None else dy  # where only h is used
-    dx, dweight, dbias = _backward_op(dy, dh, h, weight, mean, rstd, by_weight or by_bias)
+    dx, dweight, dbias = _backward_op(dy, dh if ctx.fused else None, h, weight, mean, rstd, by_weight or by_bias)
     dweight = dweight.to(weight.dtype) if by_weight else None
     dbias = dbias.to(ctx.bias_dtype) if by_bias else None
     return dx, dx if by_residual else None, dweight, dbias, None
@@ -276,24 +277,21 @@ def reference(
 
 
 def compile_cases(target: str) -> list[Case]:
-    """Return every kernel at every entry of the target's tables, with gain and bias in the dtype of x and, as in mixed precision, not."""
+    """Return every kernel at every entry of the target's tables, with nothing left out that takes registers."""
     rows = {"n_rows": "i32", "n_columns": "i32"}
     cases = []
-    for dtype, gain, fused in (("bf16", "bf16", False), ("bf16", "bf16", True), ("bf16", "fp32", True), ("fp32", "fp32", True)):
-        widest = WIDEST[{"bf16": torch.bfloat16, "fp32": torch.float32}[dtype]]
-        name = dtype + f", {gain} gain" * (gain != dtype) + ", residual" * fused
-        forward = _types(dtype, "x y" + " residual h" * fused) | _types(gain, "weight bias") | _types("fp32", "mean rstd")
-        forward |= rows | {"x_stride": "i32", "eps": "fp32"} | ({"residual_stride": "i32"} if fused else {})
-        absent = {} if fused else {"residual": None, "h": None, "residual_stride": 0}
-        configs = [config for config in CONFIGS[target] if config.tiles["COLUMNS"] <= widest]
-        cases += [Case(f"forward, {name}", _forward, forward, config, absent) for config in configs]
-        backward = _types(dtype, "dy h dx" + " dh" * fused) | _types(gain, "weight") | _types("fp32", "mean rstd")
-        backward |= rows | {"dy_stride": "i32", "h_stride": "i32"} | ({"dh_stride": "i32"} if fused else {})
-        absent = {} if fused else {"dh": None, "dh_stride": 0}
-        for config in BACKWARD_CONFIGS[target][: len(configs)]:
-            apart = config.tiles["COLUMNS"] > SPLIT_ABOVE
-            types = backward if apart else backward | _types("fp32", "dweight dbias")
-            cases.append(Case(f"backward, {name}", _backward, types, config, absent | ({"dweight": None, "dbias": None} if apart else {})))
+    for dtype, widest in (("bf16", WIDEST[torch.bfloat16]), ("fp32", WIDEST[torch.float32])):
+        gain = _types("fp32", "weight bias mean rstd")  # as in mixed precision
+        forward = _types(dtype, "x residual y h") | gain | rows | {"x_stride": "i32", "residual_stride": "i32", "eps": "fp32"}
+        entries = [config for config in CONFIGS[target] if config.tiles["COLUMNS"] <= widest]
+        cases += [Case(f"forward, {dtype}", _forward, forward, config) for config in entries]
+        strides = {"dy_stride": "i32", "dh_stride": "i32", "h_stride": "i32"}
+        backward = _types(dtype, "dy dh h dx") | _types("fp32", "weight mean rstd") | rows | strides
+        for config in BACKWARD_CONFIGS[target][: len(entries)]:
+            if config.tiles["COLUMNS"] > SPLIT_ABOVE:
+                cases.append(Case(f"backward, {dtype}", _backward, backward, config, {"dweight": None, "dbias": None}))
+            else:
+                cases.append(Case(f"backward, {dtype}", _backward, backward | _types("fp32", "dweight dbias"), config))
     sums = _types("bf16", "dy h") | _types("fp32", "mean rstd dweight dbias") | rows | {"dy_stride": "i32", "h_stride": "i32"}
     return [*cases, Case("sums, bf16", _sums, sums, SUMS_CONFIG)]
 
