@@ -22,10 +22,7 @@ DATA = "rundoku.data"
 def items_shown(context: Context, kind: str) -> list[tuple[Entry, Paper, list[Mapping[str, Any]]]]:
     """The written notes that show items of a kind (figure, table, claim), with those items."""
     written = [(entry, entry.paper) for entry in context.catalogue.entries if entry.paper]
-    found = (
-        (entry, paper, [item for item in context.results.get(entry.slug, ()) if item["kind"] == kind])
-        for entry, paper in written
-    )
+    found = ((entry, paper, [item for item in context.results.get(entry.slug, ()) if item["kind"] == kind]) for entry, paper in written)
     return [(entry, paper, items) for entry, paper, items in found if items]
 
 
