@@ -6,6 +6,7 @@ from pathlib import Path
 from rundoku.show.imports import closure
 from rundoku.show.store import Store, digests, fingerprint
 from rundoku.site import export
+from rundoku.site.build import commit
 from rundoku.site.catalogue import Catalogue, Entry
 
 
@@ -21,7 +22,7 @@ def files(catalogue: Catalogue, language: str, root: Path, store: Store) -> Iter
 
 def _copy(entry: Entry, room: str, root: Path, store: Store) -> str:
     """Return a room's single file, kept until a source that it rests on changes."""
-    name = fingerprint(["copy", entry.room])
+    name = fingerprint(["copy", entry.room, commit(root)])  # the file names the commit that it was copied from
     kept = store.recall(name)
     if kept is None:
         rests_on = {*closure(entry.room, root / "code").values(), Path(export.__file__), *root.glob("notes/*/paper.yml")}

@@ -5,7 +5,7 @@ import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import markdown_exec
 from jinja2 import Environment
@@ -15,11 +15,13 @@ from mkdocs.plugins import BasePlugin, event_priority
 from mkdocs.structure.files import File, Files
 from mkdocs.structure.nav import Navigation
 from mkdocs.structure.pages import Page
+from mkdocs.utils.templates import TemplateContext
 
 from rundoku.show.store import ROOT, Store, file_digest
-from rundoku.site import formulas, made, pages, render, runner, snippets
+from rundoku.site import formulas, hover, made, pages, render, runner, snippets
 from rundoku.site.build import commit, store_of
 from rundoku.site.catalogue import LANGUAGES, Catalogue, CatalogueError, load, load_labels
+from rundoku.site.glossary import load_glossary
 from rundoku.site.words import word
 
 NAMES = {"en": "English", "ja": "日本語", "zh": "中文"}
@@ -54,7 +56,7 @@ class RundokuPlugin(BasePlugin):  # type: ignore[no-untyped-call]
         self.root = Path(config.config_file_path).resolve().parent
         self.store = store_of(self.root)
         try:
-            self.catalogue = load(self.root)
+            self.catalogue, self.glossary = load(self.root), load_glossary(self.root)
         except CatalogueError as error:
             raise render.PageError(str(error)) from error
         home = config.site_url or "http://localhost/"
@@ -161,14 +163,18 @@ class RundokuPlugin(BasePlugin):  # type: ignore[no-untyped-call]
         return markdown
 
     def on_page_content(self, html: str, *, page: Page, config: MkDocsConfig, files: Files) -> str:
-        """Keep formulas out of the search index."""
+        """Let terms carry their definitions in a note, and keep formulas out of the search index."""
         render.current = None
+        if NOTE.fullmatch(page.file.src_uri):
+            html = hover.define(html, self.glossary, self.language)
         return formulas.hide_from_search(html)
 
-    def on_page_context(self, context: dict[str, Any], *, page: Page, config: MkDocsConfig, nav: Navigation) -> dict[str, Any]:
+    def on_page_context(self, context: TemplateContext, *, page: Page, config: MkDocsConfig, nav: Navigation) -> TemplateContext:
         """Tell the templates where the page's other languages are."""
         url = "" if page.file.url in (".", "./") else page.file.url
-        context["alternates"] = [{"lang": code, "name": NAMES[code], "url": f"{self.home}{code}/{url}"} for code in LANGUAGES]
+        cast(dict[str, Any], context)["alternates"] = [
+            {"lang": code, "name": NAMES[code], "url": f"{self.home}{code}/{url}"} for code in LANGUAGES
+        ]
         return context
 
     def on_post_page(self, output: str, *, page: Page, config: MkDocsConfig) -> str:
@@ -235,7 +241,7 @@ class Results(Mapping[str, Sequence[dict[str, Any]]]):
         if slug not in self.slugs:
             raise KeyError(slug)
         page = self.root / "notes" / slug / "index.en.md"
-        return _items(page, self.root, self.store, file_digest(page) or "")
+        return _items(page, self.root, self.store.folder, file_digest(page) or "")
 
     def __iter__(self) -> Iterator[str]:
         return iter(self.slugs)
@@ -245,11 +251,11 @@ class Results(Mapping[str, Sequence[dict[str, Any]]]):
 
 
 @functools.lru_cache(maxsize=512)
-def _items(page: Path, root: Path, store: Store, digest: str) -> list[dict[str, Any]]:
+def _items(page: Path, root: Path, folder: Path, digest: str) -> list[dict[str, Any]]:
     """Return the items of a page's snippets; ``digest`` makes an edited page a new entry."""
-    found = []
+    found: list[dict[str, Any]] = []
     for session in snippets.sessions(snippets.blocks(page.read_text(encoding="utf-8"), page.relative_to(root).as_posix(), "en", root)):
         for i in range(len(session)):
-            outcome = runner.recall(store, [block.code for block in session[: i + 1]])
+            outcome = runner.recall(Store(folder, root), [block.code for block in session[: i + 1]])
             found += outcome["items"] if outcome else []
     return found

@@ -13,7 +13,8 @@ def test_every_way_of_importing_a_room_is_seen_and_the_note_is_not(repository):
         "rundoku.papers.d": "from . import part", "rundoku.papers.d.part": "from ..b_c.part import y",
         "rundoku.papers.e": "", "rundoku.papers.e.part": "def f():\n    import rundoku.papers.d.part as p\n    return p",
         "rundoku.papers.f": "", "rundoku.papers.f.part": "import typing\nif typing.TYPE_CHECKING:\n    from rundoku.papers import e",
-        "rundoku.papers.g": "", "rundoku.papers.g.note": "import rundoku.papers.a", "rundoku.papers.g.experiments": "import rundoku.papers.f",
+        "rundoku.papers.g": "", "rundoku.papers.g.note": "import rundoku.papers.a",
+        "rundoku.papers.g.experiments": "import rundoku.papers.f",
         "rundoku.concepts.h": "from rundoku.papers.a import part", "rundoku.concepts.h.part": "",
     })  # fmt: skip
     assert lineage(root) == {
