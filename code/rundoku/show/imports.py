@@ -11,7 +11,7 @@ SOURCE_ROOT = Path(__file__).resolve().parents[2]  # the folder that holds the p
 def path_of(module: str, root: Path = SOURCE_ROOT) -> Path | None:
     """Return the file of a dotted module name below ``root``, or None where there is none."""
     base = root.joinpath(*module.split("."))
-    return next((path for path in (base.with_suffix(".py"), base / "__init__.py") if path.is_file()), None)
+    return next((path for path in (base / "__init__.py", base.with_suffix(".py")) if path.is_file()), None)
 
 
 @cache

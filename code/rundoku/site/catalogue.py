@@ -215,7 +215,7 @@ def _paper(root: Path, entry: Entry, themes: Mapping, paths: Mapping, tags: Mapp
         ("title", _plain(paper.title), _plain(entry.title["en"])),
         ("year", paper.year, entry.year),
         ("arxiv", paper.arxiv, entry.arxiv),
-        ("themes", paper.themes[:1], (entry.theme,)),
+        ("themes", [*paper.themes[:1]], [entry.theme]),
         ("paths", sorted(paper.paths), sorted(entry.paths)),
     ):
         if found != listed:

@@ -41,7 +41,8 @@ class Field:
 
     def fail(self, expected: str, found: object = None) -> NoReturn:
         """Raises the CatalogueError of this field."""
-        shown = repr(self.value if found is None else found)
+        value = self.value if found is None else found
+        shown = "nothing" if value is None else str(value) if isinstance(value, datetime.date) else repr(value)
         shown = shown if len(shown) <= 80 else shown[:77] + "..."
         raise CatalogueError(f"{self.file}: {self.path or 'the file'}: found {shown}, expected {expected}")
 
@@ -72,7 +73,7 @@ class Field:
                 self.child(name, fields[name].value).fail(f"no such field; known are {', '.join(known)}")
         for name in required:
             if name not in fields:
-                self.child(name, None).fail("a value", found="nothing")
+                self.child(name, None).fail("a value")
         return fields
 
     def items(self) -> list["Field"]:

@@ -1,0 +1,193 @@
+"""Builds the site: first the snippets that are missing, then the languages side by side."""
+
+import contextlib
+import fcntl
+import json
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from importlib import metadata
+from pathlib import Path
+
+from tqdm import tqdm
+
+from rundoku.show.store import ROOT, Store, StoreError, default_store, file_digest, fingerprint
+from rundoku.site import runner, snippets
+from rundoku.site.catalogue import LANGUAGES
+
+BUILD = [sys.executable, "-m", "mkdocs", "build", "--strict"]
+
+
+class BuildError(Exception):
+    """The site could not be built; what is wrong has been said."""
+
+
+def store_of(root: Path) -> Store:
+    """Return the store that the builds of ``root`` share."""
+    return default_store() or Store(root / ".cache" / "rundoku", root)
+
+
+def wanted(root: Path) -> list[list[snippets.Block]]:
+    """Return the sessions of all pages. Raises NoteError for a snippet that is missing."""
+    found: list[list[snippets.Block]] = []
+    for path, language in snippets.pages(root):
+        blocks = snippets.blocks(path.read_text(encoding="utf-8"), path.relative_to(root).as_posix(), language, root)
+        found += snippets.sessions(blocks)
+    return found
+
+
+def run(root: Path = ROOT, *, languages: Sequence[str] = LANGUAGES) -> int:
+    """Run the snippets whose results are missing, in parallel, with a progress bar; return how many blocks are at fault.
+
+    Every fault is printed with the note, language, line and section where the block stands, and its traceback.
+    """
+    store = store_of(root)
+    sessions = [session for session in wanted(root) if session[0].language in languages]
+    missing = {}
+    for session in sessions:
+        codes = [block.code for block in session]
+        if any(runner.recall(store, codes[: i + 1]) is None for i in range(len(codes))):
+            missing[runner.key(codes)] = codes
+    longer = list(missing.values())  # a session that is the beginning of another needs no run of its own
+    todo = [codes for codes in longer if not any(other is not codes and other[: len(codes)] == codes for other in longer)]
+    failures: dict[str, str] = {}
+    if todo:
+        with (
+            runner.default_executor() as executor,
+            tqdm(total=len(todo), desc="running snippets", unit="session", disable=None, mininterval=0.5) as bar,
+        ):
+
+            def done(codes: Sequence[str], outcomes: list[runner.Outcome]) -> None:
+                bar.update()
+                if outcomes[-1]["error"] is not None:
+                    failures[runner.key(codes[: len(outcomes)])] = outcomes[-1]["error"]
+
+            runner.run(store, todo, executor, done)
+    print(f"{len(sessions)} sessions, {len(todo)} run, {len(failures)} failed", flush=True)
+    complaints = list(_complaints(store, sessions, failures))
+    for complaint in complaints:
+        print(f"\n{complaint}", file=sys.stderr)
+    return len(complaints)
+
+
+def _complaints(store: Store, sessions: Iterable[list[snippets.Block]], failures: dict[str, str]) -> Iterable[str]:
+    """Yield what is wrong with each block, with every place where it stands."""
+    places: dict[str, list[str]] = {}
+    faults: dict[str, str] = {}
+    for session in sessions:
+        codes = [block.code for block in session]
+        for i, block in enumerate(session):
+            name = runner.key(codes[: i + 1])
+            outcome = runner.recall(store, codes[: i + 1])
+            fault = f"the snippet failed: {failures[name]}" if name in failures else snippets.complain(block, outcome) if outcome else ""
+            if fault:
+                places.setdefault(name, []).append(block.place())
+                faults[name] = fault
+    for name, fault in faults.items():
+        yield f"{chr(10).join(places[name])}: {fault}"
+
+
+def build(root: Path = ROOT, *, languages: Sequence[str] = LANGUAGES) -> None:
+    """Build the languages into ``site/``; one that nothing has changed for stays as it is. Raises BuildError where anything is at fault."""
+    try:
+        if run(root, languages=languages):
+            raise BuildError("snippets are at fault: nothing was built")
+    except (snippets.NoteError, StoreError) as error:
+        raise BuildError(str(error)) from error
+    environment = build_environment(root)
+    with _alone(root):
+        todo = [language for language in languages if not is_fresh(root, language, environment)]
+        with ThreadPoolExecutor(len(todo) or 1) as pool:
+            codes = list(pool.map(lambda language: _build_one(root, language, environment), todo))
+    failed = [language for language, code in zip(todo, codes, strict=True) if code]
+    if failed:
+        raise BuildError(f"the build failed in {', '.join(failed)}; what was built before stands as it was")
+    print(f"built {', '.join(todo) or 'nothing'}; unchanged: {', '.join(set(languages) - set(todo)) or 'none'}", flush=True)
+
+
+def build_environment(root: Path) -> dict[str, str]:
+    """Return the environment of a build: dates from the last commit, sets in one order, no notices."""
+    environment = {**os.environ, "PYTHONHASHSEED": "0", "NO_MKDOCS_2_WARNING": "1", "DISABLE_MKDOCS_2_WARNING": "true"}
+    if "SOURCE_DATE_EPOCH" not in environment:
+        last = subprocess.run(["git", "log", "-1", "--format=%ct"], cwd=root, capture_output=True, text=True, check=False)
+        environment["SOURCE_DATE_EPOCH"] = last.stdout.strip() or "0"
+    return environment
+
+
+@contextlib.contextmanager
+def _alone(root: Path) -> Iterator[None]:
+    """Hold the site's folder: a second build waits, and then finds its work done."""
+    lock = root / ".cache" / "site.lock"
+    lock.parent.mkdir(parents=True, exist_ok=True)
+    with lock.open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+def _build_one(root: Path, language: str, environment: dict[str, str]) -> int:
+    """Build a language beside the site and put it in its place when it is whole."""
+    beside, site = root / ".cache" / "building" / language, root / "site"
+    shutil.rmtree(beside, ignore_errors=True)
+    inputs = _inputs(root, language, environment)
+    command = [*BUILD, "--site-dir", str(beside)]
+    done = subprocess.run(command, cwd=root, env={**environment, "DOCS_LANG": language}, capture_output=True, text=True, check=False)
+    print("".join(f"[{language}] {line}\n" for line in (done.stdout + done.stderr).splitlines() if line.strip()), end="", flush=True)
+    if done.returncode == 0:
+        site.mkdir(exist_ok=True)
+        shutil.rmtree(site / language, ignore_errors=True)
+        for made in sorted(beside.iterdir()):
+            made.replace(site / made.name)
+        _stamp(root, language).write_text(json.dumps([inputs, _outputs(root, language)]), encoding="utf-8")
+    shutil.rmtree(beside, ignore_errors=True)
+    return done.returncode
+
+
+def _stamp(root: Path, language: str) -> Path:
+    return root / ".cache" / f"{language}.built"
+
+
+def _inputs(root: Path, language: str, environment: dict[str, str]) -> str:
+    """Return a fingerprint of all that a language's build reads; of another language's page, only the code that it runs."""
+    files: dict[str, str | None] = {}
+    for top in ("docs", "notes", "code/rundoku", "mkdocs.yml"):
+        for path in [root / top, *(root / top).rglob("*")]:
+            if path.is_file() and path.suffix != ".pyc":
+                files[path.relative_to(root).as_posix()] = file_digest(path)
+    of_others = {path.relative_to(root).as_posix() for path, other in snippets.pages(root) if other != language}
+    code = [runner.key([block.code for block in session]) for session in wanted(root)]
+    there = {name for name in of_others if (root / name.rsplit(".", 2)[0]).with_suffix(f".{language}.md").is_file()}
+    installed = sorted(f"{found.name} {found.version}" for found in metadata.distributions())
+    given = {name: environment.get(name) for name in ("SITE_URL", "REPO_URL", "SOURCE_DATE_EPOCH")}
+    return fingerprint([{name: digest for name, digest in files.items() if name not in there}, code, installed, given, commit(root)])
+
+
+def _outputs(root: Path, language: str) -> str:
+    """Return a fingerprint of what a build has left: names, sizes and times."""
+    entries = [path for path in (root / "site" / language).rglob("*") if path.is_file()]
+    return fingerprint(sorted((str(path), path.stat().st_size, path.stat().st_mtime_ns) for path in entries))
+
+
+def is_fresh(root: Path, language: str, environment: dict[str, str]) -> bool:
+    """Whether a language stands as its last build left it, and that build read what a build now would read."""
+    try:
+        kept = json.loads(_stamp(root, language).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return False
+    return kept == [_inputs(root, language, environment), _outputs(root, language)]
+
+
+def commit(root: Path) -> str:
+    """Return the commit that code links point to; 'main' outside a git checkout."""
+    found = subprocess.run(["git", "rev-parse", "HEAD"], cwd=root, capture_output=True, text=True, check=False)
+    return found.stdout.strip() or "main"
+
+
+def serve(language: str, address: str, root: Path = ROOT) -> int:
+    """Preview one language at ``address`` and follow every edit, until interrupted."""
+    if language not in LANGUAGES:
+        raise ValueError(f"language is {language!r}; expected one of {', '.join(LANGUAGES)}")
+    command = [sys.executable, "-m", "mkdocs", "serve", "--dev-addr", address]
+    return subprocess.run(command, cwd=root, env={**build_environment(root), "DOCS_LANG": language}, check=False).returncode

@@ -1,0 +1,172 @@
+"""The pages of evidence: the ledger of claims, the kernels' compile reports, models and data, the code, and what was counted."""
+
+import ast
+import re
+from collections import Counter
+from collections.abc import Mapping
+from html import escape, unescape
+from typing import Any
+
+from rundoku.show.imports import imported, parse
+from rundoku.site.catalogue import CatalogueError, Entry, Paper, load_labels
+from rundoku.site.lineage import modules, rooms
+from rundoku.site.parts import Context, entry_list, filters, scroll, title_of
+from rundoku.site.words import word
+
+REPORT = ("Kernel", "Target")  # the first columns of a table of compile reports
+VERDICTS = ("exact", "reproduced", "recorded", "not reproduced")
+DATA = "rundoku.data"
+
+
+def items_shown(context: Context, kind: str) -> list[tuple[Entry, Paper, list[Mapping[str, Any]]]]:
+    """The written notes that show items of a kind (figure, table, claim), with those items."""
+    written = [(entry, entry.paper) for entry in context.catalogue.entries if entry.paper]
+    found = (
+        (entry, paper, [item for _, outcome in context.results(entry.slug) for item in outcome["items"] if item["kind"] == kind])
+        for entry, paper in written
+    )
+    return [(entry, paper, items) for entry, paper, items in found if items]
+
+
+def _number(value: Any, specification: str) -> str:
+    return value if isinstance(value, str) else "" if value is None else format(value, specification).replace("-", "−")
+
+
+def _class(verdict: str) -> str:
+    return verdict.replace(" ", "-")
+
+
+def ledger(context: Context, *args: str) -> str:
+    """Every claim of every note with its verdict, which a form can narrow."""
+    rows: list[str] = []
+    verdicts: Counter[str] = Counter()
+    for entry, paper, claims in items_shown(context, "claim"):
+        for item in claims:
+            stated, verdict, where = paper.claims[item["name"]], item["verdict"], f"{entry.slug}-{item['name']}"
+            verdicts[verdict] += 1
+            rows.append(
+                f'<tr class="item" data-verdict="{_class(verdict)}" id="{where}">'
+                f'<td><a href="{escape(context.link(entry.slug))}#claim-{item["name"]}">{escape(stated.says[context.lang])}</a>'
+                f'<br><span class="where">{escape(entry.title[context.lang].split(": ")[0])}</span></td>'
+                f'<td>{escape(stated.fact.text)}<br><span class="where">{escape(stated.fact.where)}</span></td>'
+                f'<td>{escape(_number(item["ours"], item["format"]))}<br><code class="threshold">{escape(item["threshold"])}</code></td>'
+                f"<td>{_verdict(context, verdict)}</td></tr>"
+            )
+    if not rows:
+        return f"<p>{context.word('claims.none')}</p>"
+    counts = "".join(f"<li>{_verdict(context, name)} {verdicts[name]}</li>" for name in VERDICTS)
+    choices = {"verdict": {_class(name): word(context.lang, f"verdict.{name}") for name in VERDICTS if verdicts[name]}}
+    head = [context.word(f"claims.{name}") for name in ("says", "paper", "ours", "verdict")]
+    table = scroll(head, rows, context.word("nav.ledger"), "claims")
+    return f'<div class="shelf"><ul class="tally">{counts}</ul>{filters(context, "shelf", choices, {})}{table}</div>'
+
+
+def _verdict(context: Context, verdict: str) -> str:
+    return f'<span class="verdict {_class(verdict)}">{context.word(f"verdict.{verdict}")}</span>'
+
+
+def kernels(context: Context, *args: str) -> str:
+    """The compile reports of all kernels, as their notes show them, and the kernels still to be written."""
+    parts, reported = [], set()
+    for entry, _, tables in items_shown(context, "table"):
+        labels = load_labels(context.root, entry.slug)
+        for item in tables:
+            if tuple(item["columns"][:2]) != REPORT:
+                continue
+            if entry.slug not in reported:
+                parts.append(f'<h2 id="{entry.slug}">{title_of(context, entry, short=True)}</h2>')
+            reported.add(entry.slug)
+            rows = []
+            for row in item["rows"]:
+                pairs = zip(row, item["formats"], strict=True)
+                cells = (labels.translate(one, context.lang) if isinstance(one, str) else _number(one, spec) for one, spec in pairs)
+                rows.append("<tr>" + "".join(f"<td>{escape(text)}</td>" for text in cells) + "</tr>")
+            head = [escape(labels.translate(column, context.lang)) for column in item["columns"]]
+            parts.append(scroll(head, rows, escape(entry.title[context.lang]), "report"))
+    planned = [entry for entry in context.catalogue.entries if entry.kernel and entry.slug not in reported]
+    none = "" if reported else f"<p>{context.word('kernels.none')}</p>"
+    rest = f'<h2 id="planned">{context.word("kernels.planned")}</h2>{entry_list(context, planned)}' if planned else ""
+    return none + "".join(parts) + rest
+
+
+def figure(context: Context, *args: str) -> str:
+    """A figure of a note, ``figure <slug> <name>``, as its run drew it; CatalogueError where no run has drawn it."""
+    slug, name = args
+    blocks = context.results(slug)
+    values = {key: value for _, outcome in blocks for key, value in outcome["values"].items()}
+    drawn = [item for _, outcome in blocks for item in outcome["items"] if (item["kind"], item["name"]) == ("figure", name)]
+    if not drawn:
+        raise CatalogueError(f"found no figure {name!r} among what the snippets of {slug} have shown, expected one")
+    labels, lang = load_labels(context.root, slug), context.lang
+    alt, caption = (escape(text.format_map(values)) for text in (labels.alt(name, lang), labels.caption("figure", name, lang)))
+
+    def translate(found: re.Match[str]) -> str:
+        return f"<text{found[1]}>{escape(labels.translate(unescape(found[2]), lang))}</text>"
+
+    svg = re.sub(r"<text([^>]*)>([^<]*)</text>", translate, drawn[0]["svg"]).replace("<svg ", f'<svg role="img" aria-label="{alt}" ', 1)
+    more = f'<a href="{escape(context.link(slug))}#{name}">{context.word("figure.more")}</a>'
+    return f'<figure class="rundoku"><div class="drawing">{svg}</div><figcaption>{caption} {more}</figcaption></figure>'
+
+
+def home_numbers(context: Context, *args: str) -> str:
+    """How much there is: notes, rooms, figures and claims, counted from the catalogue and the stored runs."""
+    verdicts = Counter(item["verdict"] for _, _, claims in items_shown(context, "claim") for item in claims)
+    counts = {
+        "notes": (len(context.catalogue.papers), "papers.md"),
+        "rooms": (len(rooms(context.root)), "tree.md"),
+        "figures": (sum(len(figures) for _, _, figures in items_shown(context, "figure")), "papers.md"),
+        "claims": (verdicts.total(), "ledger.md"),
+        "failed": (verdicts["not reproduced"], "ledger.md"),
+    }
+    items = (
+        f'<li><a href="{escape(context.link(page))}"><b>{number}</b> {context.word(f"home.{name}")}</a></li>'
+        for name, (number, page) in counts.items()
+    )
+    return f'<ul class="numbers">{"".join(items)}</ul>'
+
+
+def api(context: Context, *args: str) -> str:
+    """The rooms, each with its documented source."""
+    there = rooms(context.root)
+    listed = [entry for entry in context.catalogue.entries if entry.paper and entry.slug in there]
+    items = (
+        f'<li><a href="{escape(context.link(f"api/{entry.slug}.md"))}"><code>{entry.room}</code></a>'
+        f'<span class="tagline">{escape(entry.title[context.lang])}</span></li>'
+        for entry in listed
+    )
+    return f'<ul class="entries">{"".join(items)}</ul>' if listed else f"<p>{context.word('api.none')}</p>"
+
+
+def data(context: Context, *args: str) -> str:
+    """Every model and data set: what it is, its package, its licence and the rooms that use it, read from rundoku.data."""
+    users: dict[str, list[str]] = {}
+    for slug in rooms(context.root):
+        for module in modules(context.root, slug):
+            for name in imported(module, context.root / "code"):
+                users.setdefault(name, []).append(slug)
+    rows = []
+    for path in sorted((context.root / "code" / "rundoku" / "data").glob("*.py")):
+        tree = parse(path)
+        about = _source(tree)
+        if path.stem in ("__init__", "source") or not (ast.get_docstring(tree) and (about or users.get(f"{DATA}.{path.stem}"))):
+            continue
+        used = [context.catalogue.entry(slug) for slug in sorted(set(users.get(f"{DATA}.{path.stem}", [])))]
+        name, docs = f"{DATA}.{path.stem}", (ast.get_docstring(tree) or "").split("\n\n")[0].replace("\n", " ")
+        release = "{package}/{version}".format_map(about) if about else ""
+        package = f'<a href="https://pypi.org/project/{release}/">{release.replace("/", " ")}</a>' if about else ""
+        where = package or context.word("data.here")
+        shown = ", ".join(title_of(context, entry, short=True) for entry in used)
+        rows.append(
+            f'<tr id="{path.stem}"><td><span lang="en">{escape(about.get("title", docs))}</span><br><code class="where">{name}</code></td>'
+            f"<td>{where}</td><td>{escape(about.get('licence', 'MIT'))}</td><td>{shown}</td></tr>"
+        )
+    head = [context.word(key) for key in ("data.what", "data.from", "data.licence", "data.used")]
+    return scroll(head, rows, context.word("nav.data"), "sources") if rows else f"<p>{context.word('data.none')}</p>"
+
+
+def _source(tree: ast.Module) -> dict[str, str]:
+    """The keywords of a module's ``SOURCE = Source(...)``, {} where it has none."""
+    for node in tree.body:
+        if isinstance(node, ast.Assign) and isinstance(node.value, ast.Call) and getattr(node.targets[0], "id", "") == "SOURCE":
+            return {keyword.arg or "": ast.literal_eval(keyword.value) for keyword in node.value.keywords}
+    return {}

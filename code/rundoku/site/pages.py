@@ -1,0 +1,153 @@
+"""What stands around the notes: cards, reading paths, family tree, timeline, ledger and the parts of a note that its catalogue fills.
+
+Each function takes a Context and the words after its name in a ``site`` fence, and returns HTML that needs no script.
+"""
+
+from collections import Counter
+from collections.abc import Callable
+from html import escape
+
+from rundoku.site import evidence
+from rundoku.site.catalogue import CatalogueError
+from rundoku.site.lineage import lineage as rooms_imported
+from rundoku.site.parts import Context, entry_list, filters, line, progress, title_of
+
+__all__ = ["FENCES", "Context"]
+
+
+def cards(context: Context, *args: str) -> str:
+    """Every entry as a card, with filters by theme, year, tag, path and kernel."""
+    catalogue, lang = context.catalogue, context.lang
+    used = Counter(tag for paper in catalogue.papers.values() for tag in paper.tags)
+    years = sorted({entry.year for entry in catalogue.entries if entry.year}, reverse=True)
+    choices = {
+        "theme": {name: theme.name[lang] for name, theme in catalogue.themes.items()},
+        "year": {str(year): str(year) for year in years},
+        "tag": {tag: catalogue.tags[tag][lang] for tag in sorted(used, key=lambda tag: catalogue.tags[tag][lang])},
+        "path": {name: f"{name} – {path.name[lang]}" for name, path in catalogue.paths.items()},
+    }
+    switches = {"kernel": context.word("filter.kernel"), "written": context.word("filter.written")}
+    groups = []
+    for name, theme in catalogue.themes.items():
+        shown = catalogue.in_theme(name)
+        items = "".join(
+            f'<li class="item card {"written" if entry.paper else "unwritten"}" data-theme="{name}" data-year="{entry.year or ""}"'
+            f' data-tag="{" ".join(entry.paper.tags) if entry.paper else ""}" data-path="{" ".join(entry.paths)}"'
+            f' data-kernel="{"yes" if entry.kernel else "no"}" data-written="{"yes" if entry.paper else "no"}">{line(context, entry)}</li>'
+            for entry in sorted(shown, key=lambda entry: entry.paper is None)
+        )
+        head = f'<h2 id="{name}">{escape(theme.name[lang])}</h2><p class="about">{escape(theme.description[lang])}</p>'
+        groups.append(f'<section class="item" data-theme="{name}">{head}<ul class="cards">{items}</ul></section>')
+    return f'<div class="shelf">{filters(context, "shelf", choices, switches)}{"".join(groups)}</div>'
+
+
+def path(context: Context, *args: str) -> str:
+    """One reading path, in reading order; CatalogueError for a path that there is not."""
+    if len(args) != 1 or args[0] not in context.catalogue.paths:
+        raise CatalogueError(f"path: found {' '.join(args)!r}, expected one of {', '.join(context.catalogue.paths)}")
+    chosen, entries = context.catalogue.paths[args[0]], context.catalogue.on_path(args[0])
+    head = f'<p class="about">{escape(chosen.description[context.lang])}</p>'
+    return f"{head}{progress(context, entries)}{entry_list(context, entries, 'ol', 'entries path')}"
+
+
+def paths(context: Context, *args: str) -> str:
+    """All reading paths, with their entries."""
+    parts = (
+        f'<section><h2 id="path-{name}"><span class="mark">{context.word("path", name)}</span> {escape(chosen.name[context.lang])}</h2>'
+        f"{path(context, name)}</section>"
+        for name, chosen in context.catalogue.paths.items()
+    )
+    return "".join(parts)
+
+
+def timeline(context: Context, *args: str) -> str:
+    """Every paper under the year in which it first appeared."""
+    entries = [entry for entry in context.catalogue.entries if entry.year]
+    years = sorted({entry.year for entry in entries if entry.year})
+    parts = (
+        f'<li><h2 id="y{year}">{year}</h2>{entry_list(context, [entry for entry in entries if entry.year == year])}</li>' for year in years
+    )
+    return f'<ol class="timeline">{"".join(parts)}</ol>'
+
+
+def tree(context: Context, *args: str) -> str:
+    """The family tree: a row for each room by year, an arc from each room to what it imports."""
+    edges = rooms_imported(context.root)
+    listed = [entry for entry in context.catalogue.entries if entry.slug in edges]
+    order = {entry.slug: i for i, entry in enumerate(sorted(listed, key=lambda entry: entry.year or 9999))}
+    row, width, rows, arcs, rules = 44, 150, [], [], []
+    for entry in sorted(listed, key=lambda entry: order[entry.slug]):
+        here, parents = order[entry.slug], sorted(edges[entry.slug] & order.keys(), key=lambda slug: order[slug])
+        for parent in parents:
+            top, bottom = sorted((order[parent] * row + row / 2, here * row + row / 2))
+            side, bend = width - 8, width - 8 - 1.3 * min(width - 16, 26 + (bottom - top) * 0.3)
+            curve = f"M{side} {top:g}C{bend:.0f} {top:g} {bend:.0f} {bottom:g} {side} {bottom:g}"
+            arcs.append(f'<path class="of-{entry.slug} to-{parent}" d="{curve}"/>')
+        rules.append(f".tree:has(.row-{entry.slug}:is(:hover,:focus-within)) :is(.of-{entry.slug},.to-{entry.slug})")
+        names = ", ".join(context.catalogue.entry(parent).title[context.lang].split(": ")[0] for parent in parents)
+        said = context.word("builds-on", names) if parents else context.word("tree.roots")
+        year = entry.year or context.word("concept")
+        title = title_of(context, entry, short=True)
+        rows.append(f'<li class="row-{entry.slug}"><span class="year">{year}</span>{title}<span class="tagline">{said}</span></li>')
+    dots = "".join(f'<circle cx="{width - 8}" cy="{i * row + row / 2:g}" r="4"/>' for i in range(len(listed)))
+    height = max(1, len(listed)) * row
+    drawing = f'<svg viewBox="0 0 {width} {height}" role="img" aria-label="{context.word("tree")}">{"".join(arcs)}{dots}</svg>'
+    style = f"<style>{','.join(rules)}{{stroke:var(--accent);opacity:1;stroke-width:2.5}}</style>" if rules else ""
+    return f'{style}<div class="tree" style="--rows:{len(listed)}">{drawing}<ol>{"".join(rows)}</ol></div>'
+
+
+def lineage(context: Context, *args: str) -> str:
+    """What this note's code builds on, and what builds on it, from the imports."""
+    entry, edges = context.entry(), rooms_imported(context.root)
+    before = edges.get(entry.slug, set())
+    after = {slug for slug, imports in edges.items() if entry.slug in imports}
+    parts = []
+    for name, slugs in (("before", before), ("after", after)):
+        found = sorted((one for one in context.catalogue.entries if one.slug in slugs), key=lambda one: one.year or 9999)
+        shown = entry_list(context, found) if found else f"<p>{context.word(f'{name}.none')}</p>"
+        parts.append(f'<section class="{name}"><p class="label">{context.word(name)}</p>{shown}</section>')
+    return f'<div class="lineage">{"".join(parts)}</div>'
+
+
+def read_next(context: Context, *args: str) -> str:
+    """The notes that this one's paper.yml recommends."""
+    paper = context.entry().paper
+    return entry_list(context, [context.catalogue.entry(slug) for slug in paper.next]) if paper else ""
+
+
+def bibtex(context: Context, *args: str) -> str:
+    """How to cite the paper."""
+    paper = context.entry().paper
+    return f'<div class="highlight"><pre><code>{escape(paper.bibtex.strip())}</code></pre></div>' if paper else ""
+
+
+def downloads(context: Context, *args: str) -> str:
+    """The room as one file, the note as a notebook, and the documented source; the files lie beside the page."""
+    entry = context.entry()
+    name = entry.slug.replace("-", "_")
+    targets = {"copy": f"{name}.py", "notebook": f"{name}.ipynb", "source": context.link(f"api/{entry.slug}.md")}
+    items = (
+        f'<li><a href="{escape(target)}"{"" if kind == "source" else " download"}>{context.word(f"download.{kind}")}</a>'
+        f'<span class="tagline">{context.word(f"download.{kind}.more")}</span></li>'
+        for kind, target in targets.items()
+    )
+    return f'<ul class="downloads">{"".join(items)}</ul>'
+
+
+FENCES: dict[str, Callable[..., str]] = {
+    "cards": cards,
+    "path": path,
+    "paths": paths,
+    "timeline": timeline,
+    "tree": tree,
+    "lineage": lineage,
+    "next": read_next,
+    "bibtex": bibtex,
+    "downloads": downloads,
+    "ledger": evidence.ledger,
+    "kernels": evidence.kernels,
+    "data": evidence.data,
+    "api": evidence.api,
+    "figure": evidence.figure,
+    "home-numbers": evidence.home_numbers,
+}

