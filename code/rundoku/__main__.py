@@ -140,9 +140,9 @@ def _new(given: argparse.Namespace) -> int:
 
 def _bench(given: argparse.Namespace) -> int:
     """Check each kernel, then time it beside its peers and write the records; needs a GPU."""
-    from rundoku.gpu.bench import bench
+    from rundoku.gpu.bench import main as bench
 
-    return bench(given.rooms, ROOT)
+    return bench(given.rooms)
 
 
 if __name__ == "__main__":

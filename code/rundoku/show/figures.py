@@ -15,7 +15,7 @@ SUPERSCRIPT = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
 WIDEST = 7.2  # inches: wider, and the text would be too small on the page
 
 
-def _style(colors: dict[str, str]) -> dict[str, Any]:
+def _style(colors: dict[str, str]) -> Any:
     from cycler import cycler
 
     ink = ("text.color", "axes.labelcolor", "axes.edgecolor", "axes.titlecolor", "xtick.color", "ytick.color")
@@ -47,7 +47,8 @@ def figure(name: str, *, size: tuple[float, float] = (6.0, 3.2), rows: int = 1, 
     import matplotlib.pyplot as plt
 
     colors = {color: color for color in PRINTED} if record.current else PRINTED
-    with matplotlib.rc_context(_style(colors)), warnings.catch_warnings():
+    with matplotlib.rc_context(), warnings.catch_warnings():
+        matplotlib.rcParams.update(_style(colors))
         warnings.filterwarnings("ignore", message="Glyph .* missing from font")  # only measured with that font, never drawn
         drawing, axes = plt.subplots(rows, columns, figsize=size, **options)
         try:

@@ -3,9 +3,8 @@
 import functools
 import os
 import re
-from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import markdown_exec
 from jinja2 import Environment
@@ -15,6 +14,7 @@ from mkdocs.plugins import BasePlugin, event_priority
 from mkdocs.structure.files import File, Files
 from mkdocs.structure.nav import Navigation
 from mkdocs.structure.pages import Page
+from mkdocs.utils.templates import TemplateContext
 
 from rundoku.show.store import ROOT, Store, file_digest
 from rundoku.site import formulas, made, pages, render, runner, snippets
@@ -165,10 +165,12 @@ class RundokuPlugin(BasePlugin):  # type: ignore[no-untyped-call]
         render.current = None
         return formulas.hide_from_search(html)
 
-    def on_page_context(self, context: dict[str, Any], *, page: Page, config: MkDocsConfig, nav: Navigation) -> dict[str, Any]:
+    def on_page_context(self, context: TemplateContext, *, page: Page, config: MkDocsConfig, nav: Navigation) -> TemplateContext:
         """Tell the templates where the page's other languages are."""
         url = "" if page.file.url in (".", "./") else page.file.url
-        context["alternates"] = [{"lang": code, "name": NAMES[code], "url": f"{self.home}{code}/{url}"} for code in LANGUAGES]
+        cast(dict[str, Any], context)["alternates"] = [
+            {"lang": code, "name": NAMES[code], "url": f"{self.home}{code}/{url}"} for code in LANGUAGES
+        ]
         return context
 
     def on_post_page(self, output: str, *, page: Page, config: MkDocsConfig) -> str:
@@ -196,7 +198,7 @@ class RundokuPlugin(BasePlugin):  # type: ignore[no-untyped-call]
             catalogue=self.catalogue,
             lang=self.language,
             slug=note[1] if note else "",
-            results=Results(self.catalogue, self.root, self.store),
+            results=functools.partial(outcomes, self.root, self.store),
             root=self.root,
             link=self._link,
         )
@@ -225,31 +227,18 @@ class RundokuPlugin(BasePlugin):  # type: ignore[no-untyped-call]
                 (Path(config.site_dir).parent / name).write_text(text, encoding="utf-8")
 
 
-class Results(Mapping[str, Sequence[dict[str, Any]]]):
-    """What the snippets of each written note have shown, in order, read from the store when it is asked for."""
-
-    def __init__(self, catalogue: Catalogue, root: Path, store: Store) -> None:
-        self.slugs, self.root, self.store = list(catalogue.papers), root, store
-
-    def __getitem__(self, slug: str) -> Sequence[dict[str, Any]]:
-        if slug not in self.slugs:
-            raise KeyError(slug)
-        page = self.root / "notes" / slug / "index.en.md"
-        return _items(page, self.root, self.store, file_digest(page) or "")
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self.slugs)
-
-    def __len__(self) -> int:
-        return len(self.slugs)
+def outcomes(root: Path, store: Store, slug: str) -> tuple[tuple[snippets.Block, runner.Outcome], ...]:
+    """Return what the snippets of a note's English page have shown, in order; those that have not run are left out."""
+    page = root / "notes" / slug / "index.en.md"
+    return _outcomes(page, root, store.folder, file_digest(page) or "")
 
 
 @functools.lru_cache(maxsize=512)
-def _items(page: Path, root: Path, store: Store, digest: str) -> list[dict[str, Any]]:
-    """Return the items of a page's snippets; ``digest`` makes an edited page a new entry."""
+def _outcomes(page: Path, root: Path, store: Path, digest: str) -> tuple[tuple[snippets.Block, runner.Outcome], ...]:
+    """Read them from the store; ``digest`` makes an edited page a new entry."""
     found = []
     for session in snippets.sessions(snippets.blocks(page.read_text(encoding="utf-8"), page.relative_to(root).as_posix(), "en", root)):
-        for i in range(len(session)):
-            outcome = runner.recall(store, [block.code for block in session[: i + 1]])
-            found += outcome["items"] if outcome else []
-    return found
+        for i, block in enumerate(session):
+            outcome = runner.recall(Store(store, root), [entry.code for entry in session[: i + 1]])
+            found += [(block, outcome)] if outcome else []
+    return tuple(found)

@@ -163,7 +163,8 @@ def _table(page: Page, item: dict[str, Any], foot: str) -> str:
             cells.append(f"<td{mark}>{html.escape(text)}</td>")
         rows.append(f"<tr>{''.join(cells)}</tr>")
     table = f"<table><thead><tr>{head}</tr></thead><tbody>{''.join(rows)}</tbody></table>"
-    return f'<figure class="rundoku table" id="table-{name}"><figcaption>{caption}</figcaption><div class="scroll" tabindex="0">{table}</div>{foot}</figure>'
+    box = f'<div class="scroll" tabindex="0">{table}</div>'
+    return f'<figure class="rundoku table" id="table-{name}"><figcaption>{caption}</figcaption>{box}{foot}</figure>'
 
 
 def claims_table(page: Page, claims: list[dict[str, Any]]) -> str:
@@ -201,7 +202,8 @@ def provenance(page: Page, block: Block, outcome: runner.Outcome) -> str:
     tools = ", ".join(f"{name} {version}" for name, version in versions().items() if name != "format")
     rows += [(word(language, "provenance.versions"), tools), (word(language, "provenance.device"), word(language, "provenance.cpu"))]
     body = "".join(f"<dt>{name}</dt><dd>{text}</dd>" for name, text in rows)
-    return f'<details class="provenance" data-search-exclude=""><summary>{word(language, "provenance.summary")}</summary><dl>{body}</dl></details>'
+    summary = f"<summary>{word(language, 'provenance.summary')}</summary>"
+    return f'<details class="provenance" data-search-exclude="">{summary}<dl>{body}</dl></details>'
 
 
 def _source_link(page: Page, origin: Origin) -> str:

@@ -53,7 +53,8 @@ class Block:
         """Return the place as an error message names it."""
         section = ", ".join(map(str, self.origins))
         session = self.options.get("session", "")
-        return f"{self.page}:{self.line} ({self.language}{f', section {section}' if section else ''}{f', session {session}' if session else ''})"
+        details = [self.language, *([f"section {section}"] if section else []), *([f"session {session}"] if session else [])]
+        return f"{self.page}:{self.line} ({', '.join(details)})"
 
 
 def sections(text: str, path: str) -> dict[str, tuple[str, int, int]]:
@@ -107,7 +108,10 @@ def _expand(body: str, root: Path, where: str) -> tuple[str, tuple[Origin, ...]]
 
 
 def blocks(text: str, page: str, language: str, root: Path) -> list[Block]:
-    """Return the Python fences of a page that run, in order. Raises NoteError for snippets that are missing, also in fences that do not run."""
+    """Return the Python fences of a page that run, in order.
+
+    Raises NoteError for a snippet that is missing, also in a fence that does not run.
+    """
     found = []
     for fence in fences(text):
         where = f"{page}:{fence.line} ({language})"
@@ -139,7 +143,8 @@ def complain(block: Block, outcome: dict[str, Any]) -> str:
     if shows and block.quiet:
         return 'the snippet shows something, and its fence says quiet="on"'
     if outcome["items"] and block.options.get("result"):
-        return f"result={block.options['result']!r} sets printed text as code, and the snippet shows a figure, table or claim: give it a block of its own"
+        given = block.options["result"]
+        return f"result={given!r} sets printed text as code, and the snippet shows a figure, table or claim: give it a block of its own"
     return ""
 
 
