@@ -8,6 +8,7 @@ import sys
 from collections.abc import Iterable
 from pathlib import Path
 
+from rundoku.site.edits import edited
 from rundoku.site.layout import DEFINITION, header, indented, join, licence, listed, title
 from rundoku.site.lineage import rooms
 from rundoku.site.scopes import Builtin, External, Import, Inside, Symbol, Target, Use
@@ -219,7 +220,7 @@ class Copy:
                 elif lines:
                     blocks.append("\n".join(lines))
             elif item in self.items:
-                text = item.text(self.names, "import triton  # noqa: F401 - what follows needs it", self.guarded)
+                text = edited(item, self.names, "import triton  # noqa: F401 - what follows needs it", self.guarded)
                 if last and item.start == last.end + 1 and not DEFINITION.search(text):
                     blocks[-1] += "\n" + text
                 else:

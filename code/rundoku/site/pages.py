@@ -125,7 +125,7 @@ def downloads(context: Context, *args: str) -> str:
     """The room as one file, the note as a notebook, and the documented source; the files lie beside the page."""
     entry = context.entry()
     name = entry.slug.replace("-", "_")
-    targets = {"copy": f"{name}.py", "notebook": f"{name}.ipynb", "source": context.link(f"api/{entry.slug}.md")}
+    targets = {"copy": f"{name}.py", "notebook": f"{name}.ipynb", "source": context.link(f"api/{entry.slug}")}
     items = (
         f'<li><a href="{escape(target)}"{"" if kind == "source" else " download"}>{context.word(f"download.{kind}")}</a>'
         f'<span class="tagline">{context.word(f"download.{kind}.more")}</span></li>'
@@ -147,6 +147,7 @@ FENCES: dict[str, Callable[..., str]] = {
     "ledger": evidence.ledger,
     "kernels": evidence.kernels,
     "data": evidence.data,
+    "glossary": evidence.glossary,
     "api": evidence.api,
     "figure": evidence.figure,
     "home-numbers": evidence.home_numbers,
