@@ -13,6 +13,7 @@ from rundoku.site.markdown import fences
 BASES = ("code/rundoku/papers", "code/rundoku/concepts", "code/rundoku")  # where mkdocs.yml lets snippets come from, too
 REFERENCE = re.compile(r'^( *)--8<-- "([^":]+)(?::([\w-]+))?"\s*$', re.M)
 MARKER = re.compile(r"^.*--8<-- \[(start|end):([\w-]+)\].*$\n?", re.M)
+PAGE = re.compile(r"\.(en|ja|zh)\.md$")  # a page that is there in several languages
 OFF = ("", "0", "no", "off", "false")
 
 
@@ -151,4 +152,4 @@ def complain(block: Block, outcome: dict[str, Any]) -> str:
 def pages(root: Path) -> list[tuple[Path, str]]:
     """Return the pages that may run code, with their language, in order."""
     found = [*root.glob("notes/*/index.*.md"), *root.glob("docs/**/*.md")]
-    return sorted((path, match[1]) for path in found if (match := re.search(r"\.(en|ja|zh)\.md$", path.name)))
+    return sorted((path, match[1]) for path in found if (match := PAGE.search(path.name)))
