@@ -8,7 +8,8 @@ from html import escape, unescape
 from typing import Any
 
 from rundoku.show.imports import imported, parse
-from rundoku.site.catalogue import CatalogueError, Entry, Paper, load_labels
+from rundoku.site.catalogue import LANGUAGES, CatalogueError, Entry, Paper, load_labels
+from rundoku.site.glossary import load_glossary
 from rundoku.site.lineage import modules, rooms
 from rundoku.site.parts import Context, entry_list, filters, scroll, title_of
 from rundoku.site.words import word
@@ -21,10 +22,7 @@ DATA = "rundoku.data"
 def items_shown(context: Context, kind: str) -> list[tuple[Entry, Paper, list[Mapping[str, Any]]]]:
     """The written notes that show items of a kind (figure, table, claim), with those items."""
     written = [(entry, entry.paper) for entry in context.catalogue.entries if entry.paper]
-    found = (
-        (entry, paper, [item for _, outcome in context.results(entry.slug) for item in outcome["items"] if item["kind"] == kind])
-        for entry, paper in written
-    )
+    found = ((entry, paper, [item for item in context.results.get(entry.slug, ()) if item["kind"] == kind]) for entry, paper in written)
     return [(entry, paper, items) for entry, paper, items in found if items]
 
 
@@ -92,13 +90,11 @@ def kernels(context: Context, *args: str) -> str:
 def figure(context: Context, *args: str) -> str:
     """A figure of a note, ``figure <slug> <name>``, as its run drew it; CatalogueError where no run has drawn it."""
     slug, name = args
-    blocks = context.results(slug)
-    values = {key: value for _, outcome in blocks for key, value in outcome["values"].items()}
-    drawn = [item for _, outcome in blocks for item in outcome["items"] if (item["kind"], item["name"]) == ("figure", name)]
+    drawn = [item for item in context.results.get(slug, ()) if (item["kind"], item["name"]) == ("figure", name)]
     if not drawn:
         raise CatalogueError(f"found no figure {name!r} among what the snippets of {slug} have shown, expected one")
     labels, lang = load_labels(context.root, slug), context.lang
-    alt, caption = (escape(text.format_map(values)) for text in (labels.alt(name, lang), labels.caption("figure", name, lang)))
+    alt, caption = escape(labels.alt(name, lang)), escape(labels.caption("figure", name, lang))
 
     def translate(found: re.Match[str]) -> str:
         return f"<text{found[1]}>{escape(labels.translate(unescape(found[2]), lang))}</text>"
@@ -112,11 +108,11 @@ def home_numbers(context: Context, *args: str) -> str:
     """How much there is: notes, rooms, figures and claims, counted from the catalogue and the stored runs."""
     verdicts = Counter(item["verdict"] for _, _, claims in items_shown(context, "claim") for item in claims)
     counts = {
-        "notes": (len(context.catalogue.papers), "papers.md"),
-        "rooms": (len(rooms(context.root)), "tree.md"),
-        "figures": (sum(len(figures) for _, _, figures in items_shown(context, "figure")), "papers.md"),
-        "claims": (verdicts.total(), "ledger.md"),
-        "failed": (verdicts["not reproduced"], "ledger.md"),
+        "notes": (len(context.catalogue.papers), "papers"),
+        "rooms": (len(rooms(context.root)), "tree"),
+        "figures": (sum(len(figures) for _, _, figures in items_shown(context, "figure")), "papers"),
+        "claims": (verdicts.total(), "ledger"),
+        "failed": (verdicts["not reproduced"], "ledger"),
     }
     items = (
         f'<li><a href="{escape(context.link(page))}"><b>{number}</b> {context.word(f"home.{name}")}</a></li>'
@@ -125,12 +121,25 @@ def home_numbers(context: Context, *args: str) -> str:
     return f'<ul class="numbers">{"".join(items)}</ul>'
 
 
+def glossary(context: Context, *args: str) -> str:
+    """Every term in the page's language, with its names in the others, its meaning and what is not said for it."""
+    others = [language for language in LANGUAGES if language != context.lang]
+    parts = []
+    for term in load_glossary(context.root).terms:
+        names = " ".join(f'<span lang="{language}">{escape(term.name[language])}</span>' for language in others)
+        wrong = " ".join(f'<del lang="{context.lang}">{escape(name)}</del>' for name in term.never[context.lang])
+        never = f'<dd class="never"><span class="where">{context.word("glossary.never")}</span> {wrong}</dd>' if wrong else ""
+        name = f'<dt id="{term.id}"><dfn>{escape(term.name[context.lang])}</dfn> <span class="names">{names}</span></dt>'
+        parts.append(f"<div>{name}<dd>{escape(term.means[context.lang])}</dd>{never}</div>")
+    return f'<dl class="glossary">{"".join(parts)}</dl>'
+
+
 def api(context: Context, *args: str) -> str:
     """The rooms, each with its documented source."""
     there = rooms(context.root)
     listed = [entry for entry in context.catalogue.entries if entry.paper and entry.slug in there]
     items = (
-        f'<li><a href="{escape(context.link(f"api/{entry.slug}.md"))}"><code>{entry.room}</code></a>'
+        f'<li><a href="{escape(context.link(f"api/{entry.slug}"))}"><code>{entry.room}</code></a>'
         f'<span class="tagline">{escape(entry.title[context.lang])}</span></li>'
         for entry in listed
     )

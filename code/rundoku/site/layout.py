@@ -1,9 +1,8 @@
 """How a copy looks: its header, the comment above each part, the blank lines between them."""
 
 import ast
+import hashlib
 import re
-import subprocess
-import sys
 import tomllib
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -17,11 +16,11 @@ from rundoku.site.sources import Module
 DEFINITION = re.compile(r"^(?:async def|def|class|@)", re.MULTILINE)
 
 
-def join(blocks: Iterable[str]) -> str:
-    """Return blocks as one text, two blank lines around definitions and one elsewhere."""
+def join(blocks: Iterable[str], apart: int = 2) -> str:
+    """Return blocks as one text, with ``apart`` blank lines around definitions and one elsewhere."""
     text, last = "", ""
     for block in blocks:
-        text += ("\n\n\n" if DEFINITION.search(f"{last}\n{block}") else "\n\n") * bool(text) + block
+        text += "\n" * (1 + (apart if DEFINITION.search(f"{last}\n{block}") else 1)) * bool(text) + block
         last = block
     return text
 
@@ -46,29 +45,19 @@ def indented(text: str) -> str:
     return "\n".join(f"    {line}" if line and number not in fixed else line for number, line in enumerate(text.split("\n"), 1))
 
 
-def header(root: Path, room: Module, sources: list[Module], needs: set[str]) -> str:
-    """Return the copy's docstring: what it is, where it is from, what it needs."""
+def header(root: Path, room: Module, sources: list[Module], needs: list[str], kernels: list[str]) -> str:
+    """Return the copy's docstring: what it is, where it is from, what it needs at once and for its kernels."""
     project = read(root / "pyproject.toml", tomllib.loads).get("project", {})
     wanted = [*project.get("dependencies", []), *(one for more in project.get("optional-dependencies", {}).values() for one in more)]
     stated = {re.split(r"[^\w-]", one)[0]: one.partition(";")[0].strip() for one in wanted}
-    origin = " ".join(["Rundoku", *([project["version"]] if "version" in project else []), *commit(root, sources)])
+    # Not the commit: what did not change keeps its bytes.
+    digest = hashlib.sha256("".join(module.text for module in sources).encode()).hexdigest()[:12]
+    origin = " ".join(["Rundoku", *([project["version"]] if "version" in project else []), f"(sources {digest})"])
     text = (room.docstring or "").replace("\\", r"\\").replace('"""', r"\"\"\"")
-    needed = " and ".join(stated.get(name, name) for name in sorted(needs - set(sys.stdlib_module_names))) or "Python only"
+    needed = ", ".join(stated.get(name, name) for name in needs) or "Python only"
+    needed += f"; {', '.join(stated.get(name, name) for name in kernels)} for the kernels" if kernels else ""
     origin = f"Copied from {origin}: {room.name} and what it needs of other rooms."
     return f'"""{text}\n\n{origin}\nNeeds {needed}. MIT licence, at the end of this file.\n"""'
-
-
-def commit(root: Path, sources: list[Module]) -> list[str]:
-    """Return the commit that the sources are those of; nothing where there is none or they were changed since."""
-    paths = [str(module.path) for module in sources]
-    asked = [("rev-parse", "--show-toplevel"), ("status", "--porcelain", "--", *paths), ("rev-parse", "HEAD")]
-    try:
-        run = [
-            subprocess.run(["git", "-C", str(root), *words], capture_output=True, text=True, check=True).stdout.strip() for words in asked
-        ]
-    except (OSError, subprocess.CalledProcessError):
-        return []
-    return [f"(commit {run[2][:12]})"] if Path(run[0]) == root.resolve() and not run[1] else []
 
 
 def title(root: Path, module: Module, is_room: bool) -> str:
@@ -80,7 +69,7 @@ def title(root: Path, module: Module, is_room: bool) -> str:
     for item in module.items:
         if item.is_import:  # remarks that stand above imports but apart from them
             above = enumerate(module.lines[item.first - 1 : item.start - 1], item.first)
-            apart = "\n".join(line for number, line in above if number not in module.markers).split("\n\n")[:-1]
+            apart = "\n".join([*(line for number, line in above if number not in module.markers), ""]).split("\n\n")[:-1]
             said += ["", *(line[1:].removeprefix(" ") for line in "\n".join(apart).split("\n") if line.startswith("#"))]
     rule = "# " + "-" * 100
     lines = [f"{name}, arXiv {paper['arxiv']}" if paper.get("arxiv") else name, module.name, "", *said]

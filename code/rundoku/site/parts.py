@@ -17,9 +17,9 @@ class Context:
     catalogue: Catalogue
     lang: str
     slug: str  # of the note, "" on a page of docs/
-    results: Callable[[str], Sequence[tuple[Any, Mapping[str, Any]]]]  # slug -> its blocks, each with what it has shown, in order
+    results: Mapping[str, Sequence[Mapping[str, Any]]]  # slug -> what its snippets have shown, in order: figures, tables, claims
     root: Path  # of the repository
-    link: Callable[[str], str]  # "lora", "ledger.md", "api/lora.md" -> address relative to this page
+    link: Callable[[str], str]  # "lora", "ledger", "api/lora" -> address relative to this page
 
     def word(self, key: str, *values: object) -> str:
         """A word of the site in this page's language, escaped."""

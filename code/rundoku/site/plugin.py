@@ -3,6 +3,7 @@
 import functools
 import os
 import re
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, cast
 
@@ -17,9 +18,10 @@ from mkdocs.structure.pages import Page
 from mkdocs.utils.templates import TemplateContext
 
 from rundoku.show.store import ROOT, Store, file_digest
-from rundoku.site import formulas, made, pages, render, runner, snippets
+from rundoku.site import formulas, hover, made, pages, render, runner, snippets
 from rundoku.site.build import commit, store_of
 from rundoku.site.catalogue import LANGUAGES, Catalogue, CatalogueError, load, load_labels
+from rundoku.site.glossary import load_glossary
 from rundoku.site.words import word
 
 NAMES = {"en": "English", "ja": "日本語", "zh": "中文"}
@@ -54,7 +56,7 @@ class RundokuPlugin(BasePlugin):  # type: ignore[no-untyped-call]
         self.root = Path(config.config_file_path).resolve().parent
         self.store = store_of(self.root)
         try:
-            self.catalogue = load(self.root)
+            self.catalogue, self.glossary = load(self.root), load_glossary(self.root)
         except CatalogueError as error:
             raise render.PageError(str(error)) from error
         home = config.site_url or "http://localhost/"
@@ -161,8 +163,10 @@ class RundokuPlugin(BasePlugin):  # type: ignore[no-untyped-call]
         return markdown
 
     def on_page_content(self, html: str, *, page: Page, config: MkDocsConfig, files: Files) -> str:
-        """Keep formulas out of the search index."""
+        """Let terms carry their definitions in a note, and keep formulas out of the search index."""
         render.current = None
+        if NOTE.fullmatch(page.file.src_uri):
+            html = hover.define(html, self.glossary, self.language)
         return formulas.hide_from_search(html)
 
     def on_page_context(self, context: TemplateContext, *, page: Page, config: MkDocsConfig, nav: Navigation) -> TemplateContext:
@@ -198,7 +202,7 @@ class RundokuPlugin(BasePlugin):  # type: ignore[no-untyped-call]
             catalogue=self.catalogue,
             lang=self.language,
             slug=note[1] if note else "",
-            results=functools.partial(outcomes, self.root, self.store),
+            results=Results(self.catalogue, self.root, self.store),
             root=self.root,
             link=self._link,
         )
@@ -227,18 +231,31 @@ class RundokuPlugin(BasePlugin):  # type: ignore[no-untyped-call]
                 (Path(config.site_dir).parent / name).write_text(text, encoding="utf-8")
 
 
-def outcomes(root: Path, store: Store, slug: str) -> tuple[tuple[snippets.Block, runner.Outcome], ...]:
-    """Return what the snippets of a note's English page have shown, in order; those that have not run are left out."""
-    page = root / "notes" / slug / "index.en.md"
-    return _outcomes(page, root, store.folder, file_digest(page) or "")
+class Results(Mapping[str, Sequence[dict[str, Any]]]):
+    """What the snippets of each written note have shown, in order, read from the store when it is asked for."""
+
+    def __init__(self, catalogue: Catalogue, root: Path, store: Store) -> None:
+        self.slugs, self.root, self.store = list(catalogue.papers), root, store
+
+    def __getitem__(self, slug: str) -> Sequence[dict[str, Any]]:
+        if slug not in self.slugs:
+            raise KeyError(slug)
+        page = self.root / "notes" / slug / "index.en.md"
+        return _items(page, self.root, self.store.folder, file_digest(page) or "")
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.slugs)
+
+    def __len__(self) -> int:
+        return len(self.slugs)
 
 
 @functools.lru_cache(maxsize=512)
-def _outcomes(page: Path, root: Path, store: Path, digest: str) -> tuple[tuple[snippets.Block, runner.Outcome], ...]:
-    """Read them from the store; ``digest`` makes an edited page a new entry."""
-    found = []
+def _items(page: Path, root: Path, folder: Path, digest: str) -> list[dict[str, Any]]:
+    """Return the items of a page's snippets; ``digest`` makes an edited page a new entry."""
+    found: list[dict[str, Any]] = []
     for session in snippets.sessions(snippets.blocks(page.read_text(encoding="utf-8"), page.relative_to(root).as_posix(), "en", root)):
-        for i, block in enumerate(session):
-            outcome = runner.recall(Store(store, root), [entry.code for entry in session[: i + 1]])
-            found += [(block, outcome)] if outcome else []
-    return tuple(found)
+        for i in range(len(session)):
+            outcome = runner.recall(Store(folder, root), [block.code for block in session[: i + 1]])
+            found += outcome["items"] if outcome else []
+    return found

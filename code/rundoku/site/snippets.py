@@ -84,7 +84,7 @@ def _read(path: Path, mtime_ns: int) -> str:
     return path.read_text(encoding="utf-8")
 
 
-def _expand(body: str, root: Path, where: str) -> tuple[str, tuple[Origin, ...]]:
+def expand(body: str, root: Path, where: str) -> tuple[str, tuple[Origin, ...]]:
     """Replace the references to snippets in a fence's body. Raises NoteError for a file or a section that is missing."""
     origins: list[Origin] = []
 
@@ -116,7 +116,7 @@ def blocks(text: str, page: str, language: str, root: Path) -> list[Block]:
     found = []
     for fence in fences(text):
         where = f"{page}:{fence.line} ({language})"
-        code, origins = _expand(fence.body, root, where)
+        code, origins = expand(fence.body, root, where)
         if fence.language in ("python", "py") and fence.options.get("exec", "") not in OFF:
             found.append(Block(code, dict(fence.options), page, language, fence.line, origins))
     return found

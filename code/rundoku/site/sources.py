@@ -1,25 +1,19 @@
 """The repository's modules as top-level statements, nothing being imported: what `export` copies from."""
 
 import ast
-import copy
 import io
-import json
-import re
 import tokenize
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from importlib.util import resolve_name
-from itertools import accumulate, groupby
 from pathlib import Path
 
 from rundoku.show import imports
-from rundoku.site.scopes import Builtin, External, Import, Inside, Symbol, Target, Use, Uses, bindings
-
-Edit = tuple[tuple[int, int], tuple[int, int], str]
+from rundoku.site.scopes import Builtin, External, Import, Inside, Symbol, Target, Uses, bindings
 
 
-class ExportError(Exception):
+class ExportError(ValueError):
     """What cannot be copied: the message names the file and line, what stands there and why it cannot be carried over."""
 
 
@@ -61,65 +55,13 @@ class Item:
         """What of ours it acts on (an operator, a table, a class); empty: it acts, on nothing of ours; None: it only defines names."""
         acted, found = False, set()
         for node in self.nodes:
-            for part in getattr(node, "decorator_list", []):  # @operator.register_fake, @register("name"); but not @triton.jit
+            for part in getattr(node, "decorator_list", []):  # @operator.register_fake; but not @triton.jit
+                called = part.func if isinstance(part, ast.Call) else part
+                acted |= isinstance(called, ast.Name) and called.id in self.module.defined  # @register("name"): no telling what it does
                 found |= self._acted_on(part, decorator=True)
             for part in actions(node):
                 acted, found = True, found | self._acted_on(part)
         return found - self.defines if acted or found - self.defines else None
-
-    def text(self, names: dict[Target, str], instead: str, when: set[str]) -> str:
-        """Return the source with the names replaced and section markers and our own imports dropped.
-
-        An import that runs a module in ``when`` becomes the statement ``instead``.
-        """
-        lines = [*self.module.lines, ""]
-        markers = {
-            line: not lines[line - 2].strip() + lines[line].strip() for line in self.module.markers if self.first <= line <= self.end
-        }
-        edits = [((line - self.first, 0), (line - self.first + 1 + apart, 0), "") for line, apart in markers.items()]  # and one blank line
-        edits += self._without_imports(instead, when)
-        for within, group in groupby(self.uses.names, key=lambda use: use.within):
-            changed = [(use.node, names[use.target]) for use in group if use.target in names and names[use.target] != written(use)]
-            if within is None:
-                edits += [self._renamed(node, new) for node, new in changed]
-            elif changed:  # inside a string positions are not to be relied on
-                memo = {id(node): ast.Name(new, ast.Load()) for node, new in changed}
-                said = self.uses.strings.get(id(within))
-                new = ast.unparse(copy.deepcopy(said or within, memo))
-                edits.append((*self._span(within), json.dumps(new, ensure_ascii=False) if said else new))
-        return rewrite(self.module.lines[self.first - 1 : self.end], edits).strip("\n")
-
-    def _span(self, node: ast.AST) -> tuple[tuple[int, int], tuple[int, int]]:
-        assert isinstance(node, ast.stmt | ast.expr | ast.alias | ast.excepthandler)
-        return (node.lineno - self.first, node.col_offset), ((node.end_lineno or 0) - self.first, node.end_col_offset or 0)
-
-    def _renamed(self, node: ast.AST, new: str) -> Edit:
-        begin, end = self._span(node)
-        if isinstance(node, ast.alias):
-            return begin, end, f"{node.name} as {new}"
-        if isinstance(node, ast.expr):
-            return begin, end, new
-        line = self.module.lines[begin[0] + self.first - 1].encode()  # a definition: its name stands behind the keyword
-        found = re.compile(rb"(?:async\s+)?(?:def|class)\s+(\w+)|except\b.*?\bas\s+(\w+)").match(line, begin[1])
-        if isinstance(node, ast.Global) or not found:
-            raise self.module.error(node, f"the copy must use the name {new} here and cannot put it in")
-        return (begin[0], found.start(found.lastindex or 0)), (begin[0], found.end(found.lastindex or 0)), new
-
-    def _without_imports(self, instead: str, when: set[str]) -> Iterator[Edit]:
-        ours = [node for node, _ in self.uses.imports if self.module.base(node)]
-        parents = [parent for node in self.nodes for parent in ast.walk(node)]
-        bodies = [getattr(parent, name, None) for parent in parents for name in ("body", "orelse", "finalbody")]
-        for body in (body for body in bodies if isinstance(body, list)):
-            gone = [node for node in body if node in ours]
-            for node in gone:
-                begin, end = self._span(node)
-                line = self.module.lines[node.lineno - 1]
-                if when & set(self.module.runs(node)):
-                    yield begin, end, instead
-                elif (len(gone) == len(body) and node is gone[0]) or line[: begin[1]].strip():
-                    yield begin, end, "pass"
-                else:
-                    yield (begin[0], 0), (end[0] + 1, 0), ""
 
     def _acted_on(self, node: ast.expr, decorator: bool = False) -> set[Symbol]:
         uses = Uses(self.module, [node])
@@ -129,21 +71,9 @@ class Item:
         own = [(use.node, use.target) for use in Uses(self.module, [called]).names if isinstance(use.target, Symbol)]
         if methods := {target for root, target in own if root is not called}:  # TABLE["name"], TABLE.update, operator.register_autograd
             return methods
-        if decorator or own:  # a call of our own function: no telling what it acts on
-            return {target for _, target in own if decorator and target.module == self.module.name}
+        if decorator or own:  # a call of our own function: no telling either
+            return set()
         return {use.target for use in uses.names if isinstance(use.target, Symbol)}
-
-
-def written(use: Use) -> str:
-    """Return how a use spells its name, "" for a path of attributes."""
-    match use.node:
-        case ast.Name(id=name) | ast.FunctionDef(name=name) | ast.AsyncFunctionDef(name=name) | ast.ClassDef(name=name):
-            return name
-        case ast.alias(name=name, asname=new):
-            return new or name.partition(".")[0]
-        case ast.ExceptHandler(name=str(name)):
-            return name
-    return use.target.name if isinstance(use.node, ast.Global) and isinstance(use.target, Symbol) else ""
 
 
 def actions(node: ast.AST) -> Iterator[ast.expr]:
@@ -168,15 +98,6 @@ def for_type_checker(node: ast.AST) -> list[ast.stmt]:
     return node.body if all(isinstance(inner, Import) for inner in node.body) else []
 
 
-def rewrite(lines: list[str], edits: Iterable[Edit]) -> str:
-    """Return lines with the spans between two positions (line from 0, column in UTF-8 bytes, as ast counts) replaced."""
-    starts = list(accumulate((len(line.encode()) + 1 for line in lines), initial=0))
-    text = "\n".join([*lines, ""]).encode()
-    for begin, end, new in sorted(edits, reverse=True):
-        text = text[: starts[begin[0]] + begin[1]] + new.encode() + text[starts[end[0]] + end[1] :]
-    return text.decode()
-
-
 class Module:
     """A module of the repository: its statements, and what its global names mean."""
 
@@ -192,6 +113,8 @@ class Module:
         self.defined: set[str] = set()
         for item in self.items:
             for name, node in bindings(item.statements):
+                if name == "*":
+                    raise self.error(node, f"{ast.unparse(node)}; name what is imported")
                 taken, plain = self.imports.get(name), item.is_import
                 if isinstance(node, Import) and (plain or self.base(node)):
                     self.imports[name] = node
@@ -262,8 +185,6 @@ class Module:
         if isinstance(node, ast.Import):
             full = alias.name if alias.asname else name
             return Inside(full) if base else External(full, None, name, self.name)
-        if alias.name == "*":
-            raise self.error(node, f"from {node.module} import *; name what is imported")
         return self.attribute(node, base, alias.name) if base else External(node.module or "", alias.name, name, self.name)
 
     def attribute(self, node: ast.AST, base: str, name: str) -> Target:

@@ -1,0 +1,52 @@
+"""The whole model: tokens in, a score for every next token out (Fig. 1).
+
+Axes: B batch, M source length, N target length, C model width, V vocabulary.
+"""
+
+import math
+
+from torch import Tensor, nn
+
+from rundoku.papers.attention_is_all_you_need.config import TransformerConfig
+from rundoku.papers.attention_is_all_you_need.layers import Decoder, Encoder
+from rundoku.papers.attention_is_all_you_need.positions import sinusoidal_positions
+
+
+class Transformer(nn.Module):
+    """Encoder and decoder over one shared embedding matrix, which is the output projection too (§3.4)."""
+
+    def __init__(self, config: TransformerConfig):
+        super().__init__()
+        self.config = config
+        self.embedding = nn.Embedding(config.vocab_size, config.d_model)
+        self.dropout = nn.Dropout(config.dropout)
+        self.encoder = Encoder(config)
+        self.decoder = Decoder(config)
+        for name, parameter in self.named_parameters():
+            if parameter.dim() > 1 and name != "embedding.weight":
+                nn.init.xavier_uniform_(parameter)
+        # The paper is silent on initialization. Times √C, these rows have unit variance; as output weights they give unit-variance logits.
+        nn.init.normal_(self.embedding.weight, std=config.d_model**-0.5)
+
+    # --8<-- [start:model]
+    def embed(self, tokens: Tensor) -> Tensor:
+        """Return √C times the embeddings of tokens [B, N], plus positions: [B, N, C] (§3.4, §3.5)."""
+        x = self.embedding(tokens) * math.sqrt(self.config.d_model)
+        x = x + sinusoidal_positions(tokens.shape[-1], self.config.d_model, x.device).to(x.dtype)
+        return self.dropout(x)
+
+    def encode(self, source: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the memory [B, M, C] of source [B, M], and the mask [B, 1, 1, M] that hides its padding."""
+        source_mask = (source != self.config.pad)[:, None, None, :]
+        return self.encoder(self.embed(source), source_mask), source_mask
+
+    def decode(self, target: Tensor, memory: Tensor, source_mask: Tensor) -> Tensor:
+        """Return logits [B, N, V]: at each position of target [B, N], a score for every token that could come next."""
+        x = self.decoder(self.embed(target), memory, source_mask)
+        return x @ self.embedding.weight.T
+
+    def forward(self, source: Tensor, target: Tensor) -> Tensor:
+        """Return logits [B, N, V] for source [B, M] and target [B, N], which starts with `bos` and so is one behind what it predicts."""
+        memory, source_mask = self.encode(source)
+        return self.decode(target, memory, source_mask)
+        # --8<-- [end:model]
