@@ -114,7 +114,7 @@ def tree(context: Context, *args: str) -> str:
     box = f'viewBox="0 0 {width} {max(1, len(listed)) * ROW}"'
     drawing = f'<svg {box} role="img" aria-label="{context.word("tree")}">{"".join(curves)}{dots}</svg>'
     style = f"<style>{','.join(rules)}{{stroke:var(--accent);opacity:1;stroke-width:2.5}}</style>" if rules else ""
-    return f'{style}<div class="tree" style="--rows:{len(listed)};--wide:{width / ROW:.3f}">{drawing}<ol>{"".join(rows)}</ol></div>'
+    return f'{style}<div class="tree" data-search-exclude="" style="--rows:{len(listed)};--wide:{width / ROW:.3f}">{drawing}<ol>{"".join(rows)}</ol></div>'
 
 
 def lineage(context: Context, *args: str) -> str:
@@ -127,13 +127,14 @@ def lineage(context: Context, *args: str) -> str:
         found = sorted((one for one in context.catalogue.entries if one.slug in slugs), key=lambda one: one.year or 9999)
         shown = entry_list(context, found) if found else f"<p>{context.word(f'{name}.none')}</p>"
         parts.append(f'<section class="{name}"><p class="label">{context.word(name)}</p>{shown}</section>')
-    return f'<div class="lineage">{"".join(parts)}</div>'
+    return f'<div class="lineage" data-search-exclude="">{"".join(parts)}</div>'
 
 
 def read_next(context: Context, *args: str) -> str:
     """The notes that this one's paper.yml recommends."""
     paper = context.entry().paper
-    return entry_list(context, [context.catalogue.entry(slug) for slug in paper.next]) if paper else ""
+    shown = entry_list(context, [context.catalogue.entry(slug) for slug in paper.next]) if paper else ""
+    return f'<div data-search-exclude="">{shown}</div>'
 
 
 def bibtex(context: Context, *args: str) -> str:
