@@ -114,7 +114,8 @@ def tree(context: Context, *args: str) -> str:
     box = f'viewBox="0 0 {width} {max(1, len(listed)) * ROW}"'
     drawing = f'<svg {box} role="img" aria-label="{context.word("tree")}">{"".join(curves)}{dots}</svg>'
     style = f"<style>{','.join(rules)}{{stroke:var(--accent);opacity:1;stroke-width:2.5}}</style>" if rules else ""
-    return f'{style}<div class="tree" data-search-exclude="" style="--rows:{len(listed)};--wide:{width / ROW:.3f}">{drawing}<ol>{"".join(rows)}</ol></div>'
+    size = f"--rows:{len(listed)};--wide:{width / ROW:.3f}"
+    return f'{style}<div class="tree" data-search-exclude="" style="{size}">{drawing}<ol>{"".join(rows)}</ol></div>'
 
 
 def lineage(context: Context, *args: str) -> str:

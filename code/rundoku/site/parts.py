@@ -89,7 +89,8 @@ def filters(context: Context, box: str, choices: Mapping[str, Mapping[str, str]]
         rules.append(f'.{box}:has([name={name}]:checked) .item:not([data-{name}="yes"])')
     style = f"<style>{','.join(rules)}{{display:none}}</style>" if rules else ""
     reset = f'<button type="reset">{context.word("filter.reset")}</button>'
-    return f'{style}<form class="filters" data-search-exclude="" role="search" aria-label="{context.word("filter")}">{"".join(fields)}{reset}</form>'
+    form = f'<form class="filters" data-search-exclude="" role="search" aria-label="{context.word("filter")}">'
+    return f"{style}{form}{''.join(fields)}{reset}</form>"
 
 
 def scroll(head: Sequence[str], rows: Iterable[str], label: str, kind: str) -> str:
