@@ -5,7 +5,7 @@ import re
 
 from rundoku.site.glossary import Glossary
 
-TAG = re.compile(r"(<[^>]*>)")
+TAG = re.compile(r"""(<!--.*?-->|</?[A-Za-z](?:"[^"]*"|'[^']*'|[^'">])*>)""", re.DOTALL)
 NAME = re.compile(r"</?([a-zA-Z][\w-]*)")
 PROSE = {"p", "li", "td", "dd"}
 SILENT = {"a", "abbr", "code", "pre", "figure", "table", "svg", "math", "script", "style", "summary", "details", "button", "label"}

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from html import escape
 
 from rundoku.site import evidence
-from rundoku.site.catalogue import CatalogueError
+from rundoku.site.catalogue import CatalogueError, Entry
 from rundoku.site.lineage import lineage as rooms_imported
 from rundoku.site.parts import Context, entry_list, filters, line, progress, title_of
 
@@ -27,18 +27,33 @@ def cards(context: Context, *args: str) -> str:
         "path": {name: f"{name} – {path.name[lang]}" for name, path in catalogue.paths.items()},
     }
     switches = {"kernel": context.word("filter.kernel"), "written": context.word("filter.written")}
-    groups = []
+    groups, rules = [], []
     for name, theme in catalogue.themes.items():
-        shown = catalogue.in_theme(name)
-        items = "".join(
-            f'<li class="item card {"written" if entry.paper else "unwritten"}" data-theme="{name}" data-year="{entry.year or ""}"'
-            f' data-tag="{" ".join(entry.paper.tags) if entry.paper else ""}" data-path="{" ".join(entry.paths)}"'
-            f' data-kernel="{"yes" if entry.kernel else "no"}" data-written="{"yes" if entry.paper else "no"}">{line(context, entry)}</li>'
-            for entry in sorted(shown, key=lambda entry: entry.paper is None)
-        )
+        lists = []
+        for kind, chosen in (("cards", True), ("planned", False)):
+            items = "".join(_card(context, entry) for entry in catalogue.in_theme(name) if (entry.paper is not None) == chosen)
+            lists.append(f'<ul class="{kind}">{items}</ul>' if items else "")
         head = f'<h2 id="{name}">{escape(theme.name[lang])}</h2><p class="about">{escape(theme.description[lang])}</p>'
-        groups.append(f'<section class="item" data-theme="{name}">{head}<ul class="cards">{items}</ul></section>')
-    return f'<div class="shelf">{filters(context, "shelf", choices, switches)}{"".join(groups)}</div>'
+        groups.append(f'<section class="group">{head}{"".join(lists)}</section>')
+    for filter_name, options in choices.items():  # a theme without a match goes with its heading
+        rules += [f'.shelf:has([name={filter_name}] [value="{v}"]:checked) .group:not(:has([data-{filter_name}~="{v}"]))' for v in options]
+    rules += [f'.shelf:has([name={switch}]:checked) .group:not(:has([data-{switch}="yes"]))' for switch in switches]
+    style, form = f"<style>{','.join(rules)}{{display:none}}</style>", filters(context, "shelf", choices, switches)
+    count = f'<p class="count">{context.word("shown")} </p>'  # CSS counts what it has not hidden, so this comes last and is moved up
+    return f'{style}<div class="shelf">{form}{"".join(groups)}{count}</div>'
+
+
+def _card(context: Context, entry: Entry) -> str:
+    values = {
+        "theme": entry.theme,
+        "year": entry.year or "",
+        "tag": " ".join(entry.paper.tags) if entry.paper else "",
+        "path": " ".join(entry.paths),
+        "kernel": "yes" if entry.kernel else "no",
+        "written": "yes" if entry.paper else "no",
+    }
+    data = "".join(f' data-{name}="{value}"' for name, value in values.items())
+    return f'<li class="item {"card written" if entry.paper else "unwritten"}"{data}>{line(context, entry)}</li>'
 
 
 def path(context: Context, *args: str) -> str:

@@ -25,3 +25,10 @@ def test_code_links_formulas_and_values_stay_as_they_are():
         '<span class="value">self-attention</span></p><div>self-attention</div>'
     )
     assert define(page, load_glossary(ROOT), "en") == page
+
+
+def test_attributes_and_comments_are_no_text():
+    page = '<p title="自己注意 > 層正規化"><!-- 層正規化 --><strong>自己注意</strong></p>'
+    made = define(page, load_glossary(ROOT), "ja")
+    assert made.startswith('<p title="自己注意 > 層正規化"><!-- 層正規化 --><strong><abbr')
+    assert made.count("<abbr") == 1
