@@ -170,7 +170,7 @@ def test_home_shows_a_figure_beside_the_lines_that_drew_it(written):
     written.write("code/rundoku/papers/small_net/note.py", note)
     shown = part(written, "home-figure", lang="ja")
     assert ">損失</text>" in shown and re.sub("<[^>]+>", "", shown).startswith('with figure("curve") as axes:')
-    written.edit("notes/small-net/labels.yml", "en: C <1>", "en: C {most}")
+    written.edit("notes/small-net/labels.yml", "{en: C <1>, ja: 図, zh: 图}", "{en: '{most}', ja: '{most}', zh: '{most}'}")
     assert part(written, "home-figure") == ""
 
 
