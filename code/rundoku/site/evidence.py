@@ -105,7 +105,7 @@ def figure(context: Context, *args: str) -> str:
         return f"<text{found[1]}>{escape(labels.translate(unescape(found[2]), lang))}</text>"
 
     svg = re.sub(r"<text([^>]*)>([^<]*)</text>", translate, drawn[0]["svg"]).replace("<svg ", f'<svg role="img" aria-label="{alt}" ', 1)
-    more = f'<a href="{escape(context.link(slug))}#{name}">{context.word("figure.more")}</a>'
+    more = f'<a href="{escape(context.link(slug))}#figure-{name}">{context.word("figure.more")}</a>'
     return f'<figure class="rundoku"><div class="drawing">{svg}</div><figcaption>{caption} {more}</figcaption></figure>'
 
 
