@@ -126,5 +126,6 @@ def _svg(drawing: Any, name: str) -> str:
     if foreign:
         raise ValueError(f"figure {name!r} uses the colour {foreign[1]}; expected INK, FAINT, PAPER, SERIES or RAMP of rundoku.show.colors")
     width, height = re.findall(r'(?:width|height)="([\d.]+)pt"', text)[:2]
-    head = f'<svg class="figure" xmlns:xlink="http://www.w3.org/1999/xlink" viewBox="0 0 {width} {height}" width="{width}pt" height="{height}pt">'
+    names = 'class="figure" xmlns:xlink="http://www.w3.org/1999/xlink"'
+    head = f'<svg {names} viewBox="0 0 {width} {height}" width="{width}pt" height="{height}pt">'
     return re.sub(r"\n\s*", " ", head + text[text.index(">") + 1 :]).replace("> <", "><").strip()
