@@ -42,7 +42,7 @@ q, k, v = (torch.randn(1, heads, 9, 16, requires_grad=True) for heads in (2, 1, 
 slopes = torch.tensor([0.5, 0.25])
 out, lse = room.flash_attention(q, k, v, slopes, window_size=(3, 1), softcap=2.0, return_lse=True)
 (out.square().sum() + lse.sum()).backward()
-configs = [[*use, *config.tiles.values()] for use, config in room.CONFIGS["sm_90"].items()]
+configs = [[*use, *config.tiles.values()] for use, config in room.CONFIGS["interpreter"].items()]
 result = {"out": out, "lse": lse, "grads": [q.grad, k.grad, v.grad], "configs": configs}
 """,
     "layer-norm": """
