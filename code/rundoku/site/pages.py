@@ -173,5 +173,6 @@ FENCES: dict[str, Callable[..., str]] = {
     "glossary": evidence.glossary,
     "api": evidence.api,
     "figure": evidence.figure,
+    "home-figure": evidence.home_figure,
     "home-numbers": evidence.home_numbers,
 }

@@ -139,7 +139,7 @@ class Module:
         for node in body:
             start = min([node.lineno, *(decorator.lineno for decorator in getattr(node, "decorator_list", []))])
             is_text = isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant)
-            if item and (start <= item.end or is_text):  # a text below a definition documents it
+            if item and (start <= item.end or (is_text and not item.is_import)):  # a text below a definition documents it
                 item.nodes.append(node)
                 item.end = node.end_lineno or start
                 continue

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from rundoku.site.export import copy
+from rundoku.site.export import copies, copy
 from rundoku.site.lineage import rooms
 from rundoku.site.sources import ExportError
 
@@ -76,17 +76,12 @@ result = {"out": out, "grads": grads, "state": state, "merged": model(tokens), "
 }
 
 
-def published(path):
-    """Return whether a room has public names: one that is only begun has none."""
-    return any(isinstance(node, ast.Assign | ast.ImportFrom) for node in ast.parse((path / "__init__.py").read_text(encoding="utf-8")).body)
-
-
 # What is copied, with its module: every room that has public names, and every kernel file.
 COPIED = {
-    slug + part: ".".join(path.relative_to(ROOT / "code").parts) + part
+    f"{slug}{part}": ".".join(path.relative_to(ROOT / "code").parts) + part
     for slug, path in rooms(ROOT).items()
     for part in ("", ".kernel")
-    if (published(path) if not part else (path / "kernel.py").is_file())
+    if ((path / "kernel.py").is_file() if part else path.name in copies(slug, ROOT))
 }
 
 # Starts with torch loaded and nothing else, and forks one child a task, so that each imports into a fresh process.

@@ -8,7 +8,7 @@ import sys
 import pytest
 import torch
 
-from rundoku.site.export import copy
+from rundoku.site.export import copies, copy
 from rundoku.site.sources import ExportError
 
 RUN = """
@@ -465,12 +465,29 @@ def test_an_unknown_room_brings_close_names(repository):
 
 
 @pytest.mark.parametrize(
-    ("stated", "says"), [("['f'] + []", "computed"), ("['g']", "has no name g"), ("['part']", "public name part is a module")]
+    ("stated", "says"),
+    [
+        ("['f'] + []", "computed"),
+        ("['f']\n__all__ += ['part']", "computed"),
+        ("['g']", "has no name g"),
+        ("['part']", "public name part is a module"),
+    ],
 )
 def test_public_names_are_plain(repository, stated, says):
     root = repository(**{"rundoku.papers.main": f"from .part import f\n__all__ = {stated}", "rundoku.papers.main.part": "f = 1"})
     with pytest.raises(ExportError, match=says):
         copy("main", root)
+
+
+def test_what_there_is_to_copy(repository):
+    root = repository(**{
+        "rundoku.papers.with_both": "from .part import f", "rundoku.papers.with_both.part": "def f(): ...",
+        "rundoku.papers.with_both.kernel": "x = 1",
+        "rundoku.papers.together": "from .kernel import x", "rundoku.papers.together.kernel": "x = 1",
+        "rundoku.concepts.empty": '"Only words."', "rundoku.concepts.empty.note": "x = 1",
+    })  # fmt: skip
+    found = {slug: copies(slug, root) for slug in ("with-both", "together", "empty")}
+    assert found == {"with-both": ("with_both", "with_both.kernel"), "together": ("together",), "empty": ()}
 
 
 def test_a_part_of_a_room_is_copied_by_itself(repository):
