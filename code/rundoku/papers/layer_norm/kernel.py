@@ -36,6 +36,7 @@ def config_for(tensor: torch.Tensor) -> Config:
     return next(config for config in CONFIGS[target_of(tensor)] if config.tiles["COLUMNS"] >= tensor.shape[-1])
 
 
+# --8<-- [start:forward]
 @triton.jit
 def _forward(
     x, residual, weight, bias, y, h, mean, rstd, n_rows, n_columns, x_stride, residual_stride, eps,
@@ -62,6 +63,7 @@ def _forward(
     tl.store(y + packed, result.to(y.dtype.element_ty), mask=inside)
     tl.store(mean + row, mu, mask=row < n_rows)
     tl.store(rstd + row, rho, mask=row < n_rows)
+    # --8<-- [end:forward]
 
 
 @triton.jit
