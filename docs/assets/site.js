@@ -4,6 +4,9 @@ document$.subscribe(() => {
   const here = location.pathname.slice(new URL(__md_scope).pathname.length)
   for (const link of document.querySelectorAll(".md-select__link[hreflang]")) link.href = new URL(`../${link.hreflang}/${here}`, __md_scope)
 
+  // What scrolls in its own box can be reached and scrolled with the keyboard.
+  for (const box of document.querySelectorAll("math[display=block], .drawing, .scroll")) if (box.scrollWidth > box.clientWidth) box.tabIndex = 0
+
   // The filters work by CSS alone; what is chosen is kept in the address, so that a selection can be linked and survives a reload.
   for (const form of document.querySelectorAll("form.filters")) {
     const given = new URLSearchParams(location.search)

@@ -130,7 +130,7 @@ def _run(function: Callable[..., dict[str, Any]], arguments: dict[str, Any], nam
             f"experiment {name} shows or publishes something; that belongs into note.py, since a stored run would not repeat it"
         )
     result = json.loads(json.dumps(plain(found, f"the result of {name}")))
-    return {"result": result, "files": {file: digest for file, digest in digests(inner.opened).items() if not file.endswith(".py")}}
+    return {"result": result, "files": digests(inner.opened)}
 
 
 def source_digest(module: str) -> str | None:

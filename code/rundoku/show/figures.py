@@ -17,8 +17,9 @@ WIDEST = 7.2  # inches: wider, and the text would be too small on the page
 
 def _style(colors: dict[str, str]) -> Any:
     from cycler import cycler
+    from matplotlib import rcParamsDefault
 
-    ink = ("text.color", "axes.labelcolor", "axes.edgecolor", "axes.titlecolor", "xtick.color", "ytick.color")
+    ink = [name for name, value in rcParamsDefault.items() if value == "black"]
     return {
         "svg.fonttype": "none", "svg.hashsalt": "rundoku", "savefig.transparent": True, "figure.dpi": 100,
         "font.size": 10, "axes.labelsize": 10, "axes.titlesize": 10, "xtick.labelsize": 9, "ytick.labelsize": 9, "legend.fontsize": 9,
@@ -121,6 +122,9 @@ def _svg(drawing: Any, name: str) -> str:
     text = re.sub(r"font-family: [^;\"]*;? ?", "", text).replace("xlink:href", "href")
     for stand_in, color in CSS.items():
         text = text.replace(stand_in, color)
+    foreign = re.search(r"(?:fill|stroke|stop-color): ?(#\w+)", text)
+    if foreign:
+        raise ValueError(f"figure {name!r} uses the colour {foreign[1]}; expected INK, FAINT, PAPER, SERIES or RAMP of rundoku.show.colors")
     width, height = re.findall(r'(?:width|height)="([\d.]+)pt"', text)[:2]
     head = f'<svg class="figure" viewBox="0 0 {width} {height}" width="{width}" height="{height}">'
     return re.sub(r"\n\s*", " ", head + text[text.index(">") + 1 :]).replace("> <", "><").strip()

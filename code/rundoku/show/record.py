@@ -5,6 +5,7 @@ import linecache
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from itertools import islice
 from pathlib import Path
 from types import FrameType
 from typing import Any, Literal
@@ -33,7 +34,7 @@ def listen(recording: Recording | None) -> None:
 
 def _plain(value: Any, what: str) -> Any:
     """Return a number or text as Python's own type: a 0-d tensor or a numpy scalar becomes int, float or bool."""
-    if not isinstance(value, Cell) and hasattr(value, "item"):
+    if hasattr(value, "item"):  # numpy's float64 is a float, too
         value = value.item()
     if not isinstance(value, Cell):
         raise TypeError(f"{what} is {value!r} of type {type(value).__name__}; expected a number or text")
@@ -89,7 +90,7 @@ def claim(name: str, *, ours: float | str, holds: bool, kind: Literal["exact", "
         "ours": _plain(ours, f"ours of claim {name!r}"),
         "format": format,
         "verdict": kind if holds else "not reproduced",
-        "threshold": _argument_source(sys._getframe(1), "claim", "holds"),
+        "threshold": _argument_source(sys._getframe(1), "holds"),
     }
     if current is None:
         print(f"{name}: {item['ours']} ({item['verdict']})")
@@ -97,22 +98,14 @@ def claim(name: str, *, ours: float | str, holds: bool, kind: Literal["exact", "
         current.items.append(item)
 
 
-def _argument_source(frame: FrameType, function: str, argument: str) -> str:
+def _argument_source(frame: FrameType, argument: str) -> str:
     """Return the source text of a keyword argument of the call that ``frame`` is in, or '' where there is no source."""
-    source = "".join(linecache.getlines(frame.f_code.co_filename))
     try:
-        tree = ast.parse(source)
+        tree = ast.parse("".join(linecache.getlines(frame.f_code.co_filename)))
     except SyntaxError:
         return ""
-    inside = [
-        node
-        for node in ast.walk(tree)
-        if isinstance(node, ast.Call)
-        and getattr(node.func, "id", getattr(node.func, "attr", "")) == function
-        and node.lineno <= frame.f_lineno <= (node.end_lineno or node.lineno)
-    ]
-    for node in inside:
-        for keyword in node.keywords:
-            if keyword.arg == argument:
-                return ast.unparse(keyword.value)
+    place = next(islice(frame.f_code.co_positions(), frame.f_lasti // 2, None))
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Call) and (node.lineno, node.end_lineno, node.col_offset, node.end_col_offset) == place:
+            return "".join(ast.unparse(keyword.value) for keyword in node.keywords if keyword.arg == argument)
     return ""

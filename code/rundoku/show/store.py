@@ -4,6 +4,7 @@ import hashlib
 import json
 import os
 import platform
+import stat
 import tempfile
 from functools import cache
 from importlib import metadata
@@ -46,27 +47,34 @@ _digests: dict[tuple[str, int, int], str] = {}
 
 
 def file_digest(path: Path) -> str | None:
-    """Return the SHA-256 of a file's bytes, or None where there is no file; unchanged files are read once."""
+    """Return the SHA-256 of a file's bytes, of a folder's names, or None where there is neither; what is unchanged is read once."""
     try:
         status = path.stat()
         key = (str(path), status.st_mtime_ns, status.st_size)
         if key not in _digests:
-            _digests[key] = hashlib.sha256(path.read_bytes()).hexdigest()
-    except (FileNotFoundError, NotADirectoryError, IsADirectoryError):
+            _digests[key] = hashlib.sha256(_names(path) if stat.S_ISDIR(status.st_mode) else path.read_bytes()).hexdigest()
+    except (FileNotFoundError, NotADirectoryError):
         return None
     return _digests[key]
 
 
-def digests(paths: set[Path], root: Path = ROOT) -> dict[str, str]:
-    """Return the digests of those files of the repository that a result may rest on, by their path in it."""
+def _names(folder: Path) -> bytes:
+    """Return what a folder lists, but for what Python and editors put there."""
+    return "\n".join(sorted(path.name for path in folder.iterdir() if not path.name.startswith((".", "__pycache__")))).encode()
+
+
+def digests(paths: set[Path], root: Path = ROOT) -> dict[str, str | None]:
+    """Return the digests of those files and folders of the repository that a result may rest on, by their path in it.
+
+    One that was looked for and is not there has None: the result rests on its absence.
+    """
     found = {}
     for path in paths:
         inside = path.resolve()
         if inside.is_relative_to(root) and inside.suffix != ".pyc":
-            relative = inside.relative_to(root)
-            digest = None if relative.parts[0].startswith(".") else file_digest(inside)
-            if digest:
-                found[relative.as_posix()] = digest
+            name = inside.relative_to(root).as_posix()
+            if not name.startswith("."):
+                found[name] = file_digest(inside)
     return dict(sorted(found.items()))
 
 
@@ -90,6 +98,10 @@ class Store:
         except (OSError, ValueError, KeyError, TypeError, AttributeError):
             return None  # absent or damaged: it is run again
         return payload if all(file_digest(self.root / name) == digest for name, digest in files) else None
+
+    def digest(self, key: str) -> str | None:
+        """Return the digest of the entry under ``key`` as it lies on disk, None where there is none."""
+        return file_digest(self._path(key))
 
     def keep(self, key: str, payload: dict[str, Any]) -> None:
         """Keep a payload, whole or not at all; its ``files`` maps repository paths to digests.

@@ -91,21 +91,27 @@ def _complaints(store: Store, sessions: Iterable[list[snippets.Block]], failures
 
 
 def build(root: Path = ROOT, *, languages: Sequence[str] = LANGUAGES) -> None:
-    """Build the languages into ``site/``; one that nothing has changed for stays as it is. Raises BuildError where anything is at fault."""
+    """Build the languages into ``site/``; one that nothing has changed for stays as it is.
+
+    Raises BuildError where anything is at fault; ``site/`` then stands as it was.
+    """
     try:
         if run(root, languages=languages):
             raise BuildError("snippets are at fault: nothing was built")
     except (snippets.NoteError, StoreError) as error:
         raise BuildError(str(error)) from error
     environment = build_environment(root)
-    with _alone(root):
-        todo = [language for language in languages if not is_fresh(root, language, environment)]
-        with ThreadPoolExecutor(len(todo) or 1) as pool:
-            codes = list(pool.map(lambda language: _build_one(root, language, environment), todo))
-    failed = [language for language, code in zip(todo, codes, strict=True) if code]
-    if failed:
-        raise BuildError(f"the build failed in {', '.join(failed)}; what was built before stands as it was")
-    print(f"built {', '.join(todo) or 'nothing'}; unchanged: {', '.join(set(languages) - set(todo)) or 'none'}", flush=True)
+    with _alone(root) as lock:
+        inputs = _inputs(root, languages, environment)
+        todo = [language for language in languages if not is_fresh(root, language, inputs[language])]
+        with _workplace(root) as beside, ThreadPoolExecutor(len(todo) or 1) as pool:
+            codes = list(pool.map(lambda language: _build_one(root, beside / language, environment, lock), todo))
+            failed = [language for language, code in zip(todo, codes, strict=True) if code]
+            if failed:
+                raise BuildError(f"the build failed in {', '.join(failed)}; the site stands as it was")
+            for language in todo:
+                _put_in_place(root, beside, language, inputs[language])
+    print(f"built {', '.join(todo) or 'nothing'}; unchanged: {', '.join(sorted(set(languages) - set(todo))) or 'none'}", flush=True)
 
 
 def build_environment(root: Path) -> dict[str, str]:
@@ -118,65 +124,86 @@ def build_environment(root: Path) -> dict[str, str]:
 
 
 @contextlib.contextmanager
-def _alone(root: Path) -> Iterator[None]:
-    """Hold the site's folder: a second build waits, and then finds its work done."""
+def _alone(root: Path) -> Iterator[int]:
+    """Hold the site's folder: a second build waits, and finds its work done. Yields the lock, for what the build starts to hold too."""
     lock = root / ".cache" / "site.lock"
     lock.parent.mkdir(parents=True, exist_ok=True)
     with lock.open("w") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
-        yield
+        yield file.fileno()
 
 
-def _build_one(root: Path, language: str, environment: dict[str, str]) -> int:
-    """Build a language beside the site and put it in its place when it is whole."""
-    beside, site = root / ".cache" / "building" / language, root / "site"
-    shutil.rmtree(beside, ignore_errors=True)
-    inputs = _inputs(root, language, environment)
-    command = [*BUILD, "--site-dir", str(beside)]
-    done = subprocess.run(command, cwd=root, env={**environment, "DOCS_LANG": language}, capture_output=True, text=True, check=False)
-    print("".join(f"[{language}] {line}\n" for line in (done.stdout + done.stderr).splitlines() if line.strip()), end="", flush=True)
-    if done.returncode == 0:
-        site.mkdir(exist_ok=True)
-        shutil.rmtree(site / language, ignore_errors=True)
-        for made in sorted(beside.iterdir()):
-            made.replace(site / made.name)
-        _stamp(root, language).write_text(json.dumps([inputs, _outputs(root, language)]), encoding="utf-8")
-    shutil.rmtree(beside, ignore_errors=True)
+@contextlib.contextmanager
+def _workplace(root: Path) -> Iterator[Path]:
+    """Yield an empty folder on the site's disk."""
+    folder = root / ".cache" / "building"
+    shutil.rmtree(folder, ignore_errors=True)
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _build_one(root: Path, beside: Path, environment: dict[str, str], lock: int) -> int:
+    """Build the language that ``beside`` is named for into that folder, and return the exit status."""
+    command, given = [*BUILD, "--site-dir", str(beside)], {**environment, "DOCS_LANG": beside.name}
+    done = subprocess.run(command, cwd=root, env=given, capture_output=True, text=True, check=False, pass_fds=(lock,))
+    lines = [f"[{beside.name}] {line}\n" for line in (done.stdout + done.stderr).splitlines() if line.strip()]
+    print("".join(lines), end="", file=sys.stderr if done.returncode else sys.stdout, flush=True)
     return done.returncode
+
+
+def _put_in_place(root: Path, beside: Path, language: str, inputs: str) -> None:
+    """Move a language that is whole to where it is served, and note what it was built from."""
+    site, stamp = root / "site", _stamp(root, language)
+    stamp.unlink(missing_ok=True)
+    site.mkdir(exist_ok=True)
+    if (site / language).exists():
+        (site / language).replace(beside / f"{language}.before")
+    for made in sorted((beside / language).iterdir()):
+        made.replace(site / made.name)
+    stamp.write_text(json.dumps([inputs, _outputs(root, language)]), encoding="utf-8")
 
 
 def _stamp(root: Path, language: str) -> Path:
     return root / ".cache" / f"{language}.built"
 
 
-def _inputs(root: Path, language: str, environment: dict[str, str]) -> str:
-    """Return a fingerprint of all that a language's build reads; of another language's page, only the code that it runs."""
-    files: dict[str, str | None] = {}
+def _inputs(root: Path, languages: Sequence[str], environment: dict[str, str]) -> dict[str, str]:
+    """Return a fingerprint of all that each language's build reads; of another language's page, only what its snippets show."""
+    store, files = store_of(root), dict[str, str | None]()
     for top in ("docs", "notes", "code/rundoku", "mkdocs.yml"):
         for path in [root / top, *(root / top).rglob("*")]:
-            if path.is_file() and path.suffix != ".pyc":
+            if path.suffix != ".pyc" and path.is_file():
                 files[path.relative_to(root).as_posix()] = file_digest(path)
-    of_others = {path.relative_to(root).as_posix() for path, other in snippets.pages(root) if other != language}
-    code = [runner.key([block.code for block in session]) for session in wanted(root)]
-    there = {name for name in of_others if (root / name.rsplit(".", 2)[0]).with_suffix(f".{language}.md").is_file()}
+    keys = {runner.key([block.code for block in session[: i + 1]]) for session in wanted(root) for i in range(len(session))}
+    shown = {key: store.digest(key) for key in keys}
     installed = sorted(f"{found.name} {found.version}" for found in metadata.distributions())
     given = {name: environment.get(name) for name in ("SITE_URL", "REPO_URL", "SOURCE_DATE_EPOCH")}
-    return fingerprint([{name: digest for name, digest in files.items() if name not in there}, code, installed, given, commit(root)])
+    common = fingerprint([shown, installed, given, commit(root)])
+    found = {}
+    for language in languages:
+        others = {name for name in files if (match := snippets.PAGE.search(name)) and match[1] != language}
+        unread = {name for name in others if snippets.PAGE.sub(f".{language}.md", name) in files}
+        found[language] = fingerprint([common, {name: digest for name, digest in files.items() if name not in unread}])
+    return found
 
 
 def _outputs(root: Path, language: str) -> str:
     """Return a fingerprint of what a build has left: names, sizes and times."""
     entries = [path for path in (root / "site" / language).rglob("*") if path.is_file()]
+    if language == "en":  # that build makes what stands above the languages
+        entries += (root / "site").glob("*.html")
     return fingerprint(sorted((str(path), path.stat().st_size, path.stat().st_mtime_ns) for path in entries))
 
 
-def is_fresh(root: Path, language: str, environment: dict[str, str]) -> bool:
+def is_fresh(root: Path, language: str, inputs: str) -> bool:
     """Whether a language stands as its last build left it, and that build read what a build now would read."""
     try:
         kept = json.loads(_stamp(root, language).read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return False
-    return kept == [_inputs(root, language, environment), _outputs(root, language)]
+    return kept == [inputs, _outputs(root, language)]
 
 
 def commit(root: Path) -> str:

@@ -56,7 +56,7 @@ def ledger(context: Context, *args: str) -> str:
     choices = {"verdict": {_class(name): word(context.lang, f"verdict.{name}") for name in VERDICTS if verdicts[name]}}
     head = [context.word(f"claims.{name}") for name in ("says", "paper", "ours", "verdict")]
     table = scroll(head, rows, context.word("nav.ledger"), "claims")
-    return f'<div class="shelf"><ul class="tally">{counts}</ul>{filters(context, "shelf", choices, {})}{table}</div>'
+    return f'<div class="shelf" data-search-exclude=""><ul class="tally">{counts}</ul>{filters(context, "shelf", choices, {})}{table}</div>'
 
 
 def _verdict(context: Context, verdict: str) -> str:
@@ -78,7 +78,7 @@ def kernels(context: Context, *args: str) -> str:
             for row in item["rows"]:
                 pairs = zip(row, item["formats"], strict=True)
                 cells = (labels.translate(one, context.lang) if isinstance(one, str) else _number(one, spec) for one, spec in pairs)
-                rows.append("<tr>" + "".join(f"<td>{escape(text)}</td>" for text in cells) + "</tr>")
+                rows.append("<tr>" + " ".join(f"<td>{escape(text)}</td>" for text in cells) + "</tr>")
             head = [escape(labels.translate(column, context.lang)) for column in item["columns"]]
             parts.append(scroll(head, rows, escape(entry.title[context.lang]), "report"))
     planned = [entry for entry in context.catalogue.entries if entry.kernel and entry.slug not in reported]
@@ -118,7 +118,7 @@ def home_numbers(context: Context, *args: str) -> str:
         f'<li><a href="{escape(context.link(page))}"><b>{number}</b> {context.word(f"home.{name}")}</a></li>'
         for name, (number, page) in counts.items()
     )
-    return f'<ul class="numbers">{"".join(items)}</ul>'
+    return f'<ul class="numbers" data-search-exclude="">{"".join(items)}</ul>'
 
 
 def glossary(context: Context, *args: str) -> str:
@@ -130,7 +130,7 @@ def glossary(context: Context, *args: str) -> str:
         wrong = " ".join(f'<del lang="{context.lang}">{escape(name)}</del>' for name in term.never[context.lang])
         never = f'<dd class="never"><span class="where">{context.word("glossary.never")}</span> {wrong}</dd>' if wrong else ""
         name = f'<dt id="{term.id}"><dfn>{escape(term.name[context.lang])}</dfn> <span class="names">{names}</span></dt>'
-        parts.append(f"<div>{name}<dd>{escape(term.means[context.lang])}</dd>{never}</div>")
+        parts.append(f"<div>{name} <dd>{escape(term.means[context.lang])}</dd>{never}</div>")
     return f'<dl class="glossary">{"".join(parts)}</dl>'
 
 
@@ -167,7 +167,7 @@ def data(context: Context, *args: str) -> str:
         shown = ", ".join(title_of(context, entry, short=True) for entry in used)
         rows.append(
             f'<tr id="{path.stem}"><td><span lang="en">{escape(about.get("title", docs))}</span><br><code class="where">{name}</code></td>'
-            f"<td>{where}</td><td>{escape(about.get('licence', 'MIT'))}</td><td>{shown}</td></tr>"
+            f" <td>{where}</td> <td>{escape(about.get('licence', 'MIT'))}</td> <td>{shown}</td></tr>"
         )
     head = [context.word(key) for key in ("data.what", "data.from", "data.licence", "data.used")]
     return scroll(head, rows, context.word("nav.data"), "sources") if rows else f"<p>{context.word('data.none')}</p>"

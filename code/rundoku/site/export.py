@@ -10,9 +10,12 @@ from pathlib import Path
 
 from rundoku.site.edits import edited
 from rundoku.site.layout import DEFINITION, header, indented, join, licence, listed, title
-from rundoku.site.lineage import rooms
-from rundoku.site.scopes import Builtin, External, Import, Inside, Symbol, Target, Use
+from rundoku.site.lineage import modules, rooms
+from rundoku.site.notebook import notebook
+from rundoku.site.scopes import Builtin, External, Import, Inside, Symbol, Target, Use, bindings
 from rundoku.site.sources import ExportError, Item, Library, Module, for_type_checker
+
+__all__ = ["ExportError", "copy", "notebook"]
 
 CARRIED = ("rundoku.papers.", "rundoku.concepts.", "rundoku.gpu.")  # the packages that a copy may take code from
 ALLOWED = {"torch", "triton", *sys.stdlib_module_names}
@@ -22,18 +25,23 @@ GUARD = External("importlib.util", "find_spec", "find_spec")
 
 
 def copy(room: str, root: Path) -> str:
-    """Return a room of the repository at ``root`` as one file that imports only torch, triton and the standard library.
+    """Return a room of the repository at ``root``, or a part of one ("layer_norm.kernel"), as one file.
 
-    Raises ExportError for a room that there is not, and where the source does something that a copy cannot.
+    It imports only torch, triton and the standard library. Raises ExportError for a room or part that there is not, and where the
+    source does something that a copy cannot.
     """
     known = rooms(root)
-    slug = room.replace("_", "-")
+    slug, _, part = room.replace("_", "-").partition(".")
     if slug not in known:
         near = difflib.get_close_matches(slug, known)
-        raise ExportError(
-            f"there is no room {room!r}; " + (f"did you mean {' or '.join(near)}?" if near else f"there are {', '.join(known)}")
-        )
-    return Copy(Library(root), ".".join(known[slug].relative_to(root / "code").parts)).text()
+        hint = f"did you mean {' or '.join(near)}?" if near else f"there are {', '.join(known)}"
+        raise ExportError(f"there is no room {slug!r}; {hint}")
+    package = ".".join(known[slug].relative_to(root / "code").parts)
+    name = ".".join([package, *([part.replace("-", "_")] if part else [])])
+    if name not in modules(root, slug):
+        parts = [module.removeprefix(f"{package}.") for module in modules(root, slug) if module != package]
+        raise ExportError(f"room {slug!r} has no part {part!r}; it has {', '.join(parts) or 'none'}")
+    return Copy(Library(root), name).text()
 
 
 class Copy:
@@ -57,7 +65,8 @@ class Copy:
             except (AttributeError, ValueError):
                 raise room.error(where, "__all__ is computed; a copy needs a plain list of names") from None
         else:
-            own = [name for name, node in room.imports.items() if room.base(node)] + sorted(room.defined)
+            own = [name for name, node in room.imports.items() if room.base(node)] if room.path.name == "__init__.py" else []
+            own += sorted(room.defined, key=[name for item in room.items for name, _ in bindings(item.nodes)].index)
             names = [name for name in own if not name.startswith("_") and not isinstance(room.resolve(name), Inside)]
         found = {name: room.attribute(where, room.name, name) for name in names}
         if not found:
@@ -191,7 +200,9 @@ class Copy:
         every = [*(use.target for use in self.uses), *self.names]  # names: those that the file itself needs and public ones too
         used = list({(target, target.home): target for target in every if isinstance(target, External)}.values())
         sources = list(dict.fromkeys(item.module for item in self.items))
-        blocks = [header(self.library.root, self.room, sources, {root_of(target) for target in used})]
+        always = {root_of(target) for target in used if target.home not in self.guarded} - sys.stdlib_module_names
+        kernels = {root_of(target) for target in used} - always - sys.stdlib_module_names
+        blocks = [header(self.library.root, self.room, sources, sorted(always), sorted(kernels))]
         if any(module.future for module in sources):
             blocks.append("from __future__ import annotations")
         blocks.append(self._imports(target for target in used if root_of(target) not in IN_PLACE))
@@ -200,7 +211,9 @@ class Copy:
         for module in self.order:
             body = self._body(module, [target for target in used if root_of(target) in IN_PLACE and target.home == module.name], present)
             if body and module.name in self.guarded:
-                body = [f'if {self.names[GUARD]}("triton") is not None:  # without it, all but this works\n' + indented(join(body))]
+                body = [
+                    f'if {self.names[GUARD]}("triton") is not None:  # without it, all but this works\n' + indented(join(body, apart=1))
+                ]
             blocks += [title(self.library.root, module, module is self.room), *body] if body else []
         blocks += [f"{name} = {self.names[target]}" for name, target in self.public.items() if self.names[target] != name]
         return join(block for block in blocks if block) + "\n\n\n" + licence(self.library.root)
@@ -221,7 +234,7 @@ class Copy:
                     blocks.append("\n".join(lines))
             elif item in self.items:
                 text = edited(item, self.names, "import triton  # noqa: F401 - what follows needs it", self.guarded)
-                if last and item.start == last.end + 1 and not DEFINITION.search(text):
+                if last and not last.is_import and item.start == last.end + 1 and not DEFINITION.search(text):
                     blocks[-1] += "\n" + text
                 else:
                     blocks.append(text)

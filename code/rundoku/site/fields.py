@@ -3,6 +3,7 @@
 import datetime
 import re
 from collections.abc import Iterable
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -150,11 +151,21 @@ def read(root: Path, name: str) -> Field:
         raise CatalogueError(f"{name}: the file: found nothing, expected a YAML file") from None
     except UnicodeDecodeError as error:
         raise CatalogueError(f"{name}: the file: found {error.reason} at byte {error.start}, expected UTF-8") from None
+    return parse(source, name)
+
+
+def parse(source: str, file: str) -> Field:
+    """YAML text that stands in `file`; CatalogueError if it is none."""
     try:
-        return Field(yaml.load(source, Loader=_Loader), name)
+        return Field(_loaded(source), file)
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         place = f"line {mark.line + 1}" if mark else "the file"
-        raise CatalogueError(f"{name}: {place}: {error.problem or error.context}") from None
+        raise CatalogueError(f"{file}: {place}: {error.problem or error.context}") from None
     except (yaml.YAMLError, ValueError) as error:  # a ValueError comes from a date such as 2026-02-30
-        raise CatalogueError(f"{name}: the file: found {error}, expected valid YAML with valid dates") from None
+        raise CatalogueError(f"{file}: the file: found {error}, expected valid YAML with valid dates") from None
+
+
+@lru_cache(maxsize=256)
+def _loaded(source: str) -> Any:  # shared by all who read the same text: nobody changes what is loaded
+    return yaml.load(source, Loader=_Loader)

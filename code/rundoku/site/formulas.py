@@ -2,6 +2,7 @@
 
 import html
 import re
+from collections.abc import Callable
 
 from math_core import LatexError, LatexToMathML
 
@@ -16,15 +17,15 @@ def hide_from_search(content: str) -> str:
     return content.replace('class="arithmatex"', 'class="arithmatex" data-search-exclude=""')
 
 
-def typeset(output: str, page: str) -> str:
-    """Return a page's HTML with every formula as MathML. Raises NoteError, naming the formula, for TeX that cannot be set."""
+def typeset(output: str, place: Callable[[str], str]) -> str:
+    """Return a page's HTML with every formula as MathML. Raises NoteError, naming formula and ``place``, for TeX that cannot be set."""
 
     def set_one(match: re.Match[str]) -> str:
         block, tex = match[1] == "div", html.unescape(match[3]).strip()
         try:
             formula = _convert(tex, displaystyle=block)
         except LatexError as error:
-            raise NoteError(f"{page}: bad TeX in the formula {tex!r}: {error}") from error
+            raise NoteError(f"{place(tex)}: bad TeX in the formula {tex!r}: {error}") from error
         return f'<div class="formula" tabindex="0">{formula}</div>' if block else formula
 
     return FORMULA.sub(set_one, output)

@@ -5,18 +5,19 @@ import re
 
 from rundoku.site.glossary import Glossary
 
-TAG = re.compile(r"(<[^>]*>)")
+TAG = re.compile(r"""(<!--.*?-->|</?[A-Za-z](?:"[^"]*"|'[^']*'|[^'">])*>)""", re.DOTALL)
 NAME = re.compile(r"</?([a-zA-Z][\w-]*)")
 PROSE = {"p", "li", "td", "dd"}
 SILENT = {"a", "abbr", "code", "pre", "figure", "table", "svg", "math", "script", "style", "summary", "details", "button", "label"}
 SILENT |= {f"h{level}" for level in range(1, 7)}
+MARKED = re.compile(r'class="(arithmatex|value|fact)"')
 VOID = {"br", "img", "hr", "input", "meta", "link", "wbr", "source", "col", "path", "use", "rect", "circle", "line"}
 
 
 def define(content: str, glossary: Glossary, language: str) -> str:
     """Return a page's HTML with ``<abbr title="…">`` around the first use of each term in running text."""
     parts = TAG.split(content)
-    inside: list[str] = []
+    inside: list[tuple[str, bool]] = []  # the open elements, each with whether it is to be left alone
     seen: set[str] = set()
     for i, part in enumerate(parts):
         if i % 2:  # a tag
@@ -25,11 +26,11 @@ def define(content: str, glossary: Glossary, language: str) -> str:
                 continue
             name = named[1].lower()
             if part.startswith("</"):
-                if name in inside:
-                    del inside[len(inside) - 1 - inside[::-1].index(name) :]
+                last = max((at for at, (opened, _) in enumerate(inside) if opened == name), default=len(inside))
+                del inside[last:]
             elif name not in VOID and not part.endswith("/>"):
-                inside.append("pre" if 'class="arithmatex"' in part or 'class="value"' in part else name)
-        elif part.strip() and PROSE.intersection(inside) and not SILENT.intersection(inside):
+                inside.append((name, name in SILENT or MARKED.search(part) is not None))
+        elif part.strip() and any(name in PROSE for name, _ in inside) and not any(silent for _, silent in inside):
             parts[i] = _mark(part, glossary, language, seen)
     return "".join(parts)
 

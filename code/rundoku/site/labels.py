@@ -7,17 +7,19 @@ from pathlib import Path
 
 from rundoku.site.fields import LANGUAGES, CatalogueError, Field, read
 
+_COMMAS = {"en": ", ", "ja": "、", "zh": "，"}
 _SUPERSCRIPTS = "⁰¹²³⁴⁵⁶⁷⁸⁹⁺⁻"
 _SUBSCRIPTS = "₀₁₂₃₄₅₆₇₈₉"
 NUMBER = rf"[-+−±≈~]?\d+(?:[,\u202f]\d{{3}})*(?:\.\d+)?(?:[eE][-+−]?\d+|[{_SUPERSCRIPTS}]+)?(?:[kKMGBT]\b)?%?"
 _UNITS = r"[kKMGTP]i?B(?:/s)?|B/s|[nµm]?s|min|h|dB|k?Hz|[MGTP]?FLOP(?:/s|s)?|FLOP/B|px|[kKMGBT]|bf16|fp(?:8|16|32|64)|int[48]"
-# One letter with its index is a symbol, not a word.
+# One letter with its index is a symbol, not a word; so is a name of code: torch.nn.Linear, num_warps, gfx942, 64x64.
 _SYMBOL = rf"[A-Za-zͰ-Ͽ](?:_?\d+|[{_SUBSCRIPTS}{_SUPERSCRIPTS}ₖₙᵢⱼᵥ]+)?"
-_SYMBOLIC = re.compile(rf"(?>{NUMBER}|(?<![^\W_])(?:{_UNITS}|{_SYMBOL})(?![^\W_])|[^\w]|_)*+")
+_CODE = r"[A-Za-z_]\w*(?:\.\w+)+|[A-Za-z]+_\w+|[A-Za-z]+\d\w*|\d+(?:x\d+)+"
+_SYMBOLIC = re.compile(rf"(?>(?<![^\W_])(?:{_CODE})(?![^\W_])|{NUMBER}|(?<![^\W_])(?:{_UNITS}|{_SYMBOL})(?![^\W_])|[^\w]|_)*+", re.ASCII)
 
 
 def is_symbolic(label: str) -> bool:
-    """Whether a label holds only numbers, units and symbols, which no language translates."""
+    """Whether a label holds only what no language translates: numbers, units, symbols, names of code, data in another script."""
     return _SYMBOLIC.fullmatch(label) is not None
 
 
@@ -76,7 +78,13 @@ class Labels:
             match = pattern.fullmatch(label)
             if match:
                 return label if language == "en" else self.words[template][language].format(*match.groups())
-        raise CatalogueError(f"{self.file}: labels: found no translation of {label!r}, expected it under `labels`, or under `keep`")
+        missing = CatalogueError(f"{self.file}: labels: found no translation of {label!r}, expected it under `labels`, or under `keep`")
+        if ", " not in label:
+            raise missing
+        try:
+            return _COMMAS[language].join(self.translate(part, language) for part in label.split(", "))
+        except CatalogueError:
+            raise missing from None
 
     def _add_words(self, source: Field) -> None:
         given = source.record((), ("figures", "tables", "labels", "keep"))

@@ -3,7 +3,6 @@
 import ast
 import hashlib
 import re
-import sys
 import tomllib
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -17,11 +16,11 @@ from rundoku.site.sources import Module
 DEFINITION = re.compile(r"^(?:async def|def|class|@)", re.MULTILINE)
 
 
-def join(blocks: Iterable[str]) -> str:
-    """Return blocks as one text, two blank lines around definitions and one elsewhere."""
+def join(blocks: Iterable[str], apart: int = 2) -> str:
+    """Return blocks as one text, with ``apart`` blank lines around definitions and one elsewhere."""
     text, last = "", ""
     for block in blocks:
-        text += ("\n\n\n" if DEFINITION.search(f"{last}\n{block}") else "\n\n") * bool(text) + block
+        text += "\n" * (1 + (apart if DEFINITION.search(f"{last}\n{block}") else 1)) * bool(text) + block
         last = block
     return text
 
@@ -46,8 +45,8 @@ def indented(text: str) -> str:
     return "\n".join(f"    {line}" if line and number not in fixed else line for number, line in enumerate(text.split("\n"), 1))
 
 
-def header(root: Path, room: Module, sources: list[Module], needs: set[str]) -> str:
-    """Return the copy's docstring: what it is, where it is from, what it needs."""
+def header(root: Path, room: Module, sources: list[Module], needs: list[str], kernels: list[str]) -> str:
+    """Return the copy's docstring: what it is, where it is from, what it needs at once and for its kernels."""
     project = read(root / "pyproject.toml", tomllib.loads).get("project", {})
     wanted = [*project.get("dependencies", []), *(one for more in project.get("optional-dependencies", {}).values() for one in more)]
     stated = {re.split(r"[^\w-]", one)[0]: one.partition(";")[0].strip() for one in wanted}
@@ -55,7 +54,8 @@ def header(root: Path, room: Module, sources: list[Module], needs: set[str]) -> 
     digest = hashlib.sha256("".join(module.text for module in sources).encode()).hexdigest()[:12]
     origin = " ".join(["Rundoku", *([project["version"]] if "version" in project else []), f"(sources {digest})"])
     text = (room.docstring or "").replace("\\", r"\\").replace('"""', r"\"\"\"")
-    needed = " and ".join(stated.get(name, name) for name in sorted(needs - set(sys.stdlib_module_names))) or "Python only"
+    needed = ", ".join(stated.get(name, name) for name in needs) or "Python only"
+    needed += f"; {', '.join(stated.get(name, name) for name in kernels)} for the kernels" if kernels else ""
     origin = f"Copied from {origin}: {room.name} and what it needs of other rooms."
     return f'"""{text}\n\n{origin}\nNeeds {needed}. MIT licence, at the end of this file.\n"""'
 

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from html import escape
 
 from rundoku.site import evidence
-from rundoku.site.catalogue import CatalogueError
+from rundoku.site.catalogue import CatalogueError, Entry
 from rundoku.site.lineage import lineage as rooms_imported
 from rundoku.site.parts import Context, entry_list, filters, line, progress, title_of
 
@@ -27,18 +27,33 @@ def cards(context: Context, *args: str) -> str:
         "path": {name: f"{name} – {path.name[lang]}" for name, path in catalogue.paths.items()},
     }
     switches = {"kernel": context.word("filter.kernel"), "written": context.word("filter.written")}
-    groups = []
+    groups, rules = [], []
     for name, theme in catalogue.themes.items():
-        shown = catalogue.in_theme(name)
-        items = "".join(
-            f'<li class="item card {"written" if entry.paper else "unwritten"}" data-theme="{name}" data-year="{entry.year or ""}"'
-            f' data-tag="{" ".join(entry.paper.tags) if entry.paper else ""}" data-path="{" ".join(entry.paths)}"'
-            f' data-kernel="{"yes" if entry.kernel else "no"}" data-written="{"yes" if entry.paper else "no"}">{line(context, entry)}</li>'
-            for entry in sorted(shown, key=lambda entry: entry.paper is None)
-        )
+        lists = []
+        for kind, chosen in (("cards", True), ("planned", False)):
+            items = "".join(_card(context, entry) for entry in catalogue.in_theme(name) if (entry.paper is not None) == chosen)
+            lists.append(f'<ul class="{kind}">{items}</ul>' if items else "")
         head = f'<h2 id="{name}">{escape(theme.name[lang])}</h2><p class="about">{escape(theme.description[lang])}</p>'
-        groups.append(f'<section class="item" data-theme="{name}">{head}<ul class="cards">{items}</ul></section>')
-    return f'<div class="shelf">{filters(context, "shelf", choices, switches)}{"".join(groups)}</div>'
+        groups.append(f'<section class="group">{head}{"".join(lists)}</section>')
+    for filter_name, options in choices.items():  # a theme without a match goes with its heading
+        rules += [f'.shelf:has([name={filter_name}] [value="{v}"]:checked) .group:not(:has([data-{filter_name}~="{v}"]))' for v in options]
+    rules += [f'.shelf:has([name={switch}]:checked) .group:not(:has([data-{switch}="yes"]))' for switch in switches]
+    style, form = f"<style>{','.join(rules)}{{display:none}}</style>", filters(context, "shelf", choices, switches)
+    count = f'<p class="count">{context.word("shown")} </p>'  # CSS counts what it has not hidden, so this comes last and is moved up
+    return f'{style}<div class="shelf">{form}{"".join(groups)}{count}</div>'
+
+
+def _card(context: Context, entry: Entry) -> str:
+    values = {
+        "theme": entry.theme,
+        "year": entry.year or "",
+        "tag": " ".join(entry.paper.tags) if entry.paper else "",
+        "path": " ".join(entry.paths),
+        "kernel": "yes" if entry.kernel else "no",
+        "written": "yes" if entry.paper else "no",
+    }
+    data = "".join(f' data-{name}="{value}"' for name, value in values.items())
+    return f'<li class="item {"card written" if entry.paper else "unwritten"}"{data}>{line(context, entry)}</li>'
 
 
 def path(context: Context, *args: str) -> str:
@@ -70,30 +85,37 @@ def timeline(context: Context, *args: str) -> str:
     return f'<ol class="timeline">{"".join(parts)}</ol>'
 
 
+ROW = 44  # height of a line of the family tree, in the units of its drawing
+
+
 def tree(context: Context, *args: str) -> str:
-    """The family tree: a row for each room by year, an arc from each room to what it imports."""
+    """The family tree: a line for each room by year, an arc from each room to what it imports."""
     edges = rooms_imported(context.root)
-    listed = [entry for entry in context.catalogue.entries if entry.slug in edges]
-    order = {entry.slug: i for i, entry in enumerate(sorted(listed, key=lambda entry: entry.year or 9999))}
-    row, width, rows, arcs, rules = 44, 150, [], [], []
-    for entry in sorted(listed, key=lambda entry: order[entry.slug]):
-        here, parents = order[entry.slug], sorted(edges[entry.slug] & order.keys(), key=lambda slug: order[slug])
-        for parent in parents:
-            top, bottom = sorted((order[parent] * row + row / 2, here * row + row / 2))
-            side, bend = width - 8, width - 8 - 1.3 * min(width - 16, 26 + (bottom - top) * 0.3)
-            curve = f"M{side} {top:g}C{bend:.0f} {top:g} {bend:.0f} {bottom:g} {side} {bottom:g}"
-            arcs.append(f'<path class="of-{entry.slug} to-{parent}" d="{curve}"/>')
+    listed = sorted((entry for entry in context.catalogue.entries if entry.slug in edges), key=lambda entry: entry.year or 9999)
+    order = {entry.slug: i for i, entry in enumerate(listed)}
+    arcs = [(entry.slug, parent) for entry in listed for parent in sorted(edges[entry.slug] & order.keys(), key=lambda slug: order[slug])]
+    widest = max((abs(order[child] - order[parent]) for child, parent in arcs), default=0)
+    width = 16 + min(120, 24 + widest * 12)
+    curves, rows, rules = [], [], []
+    for child, parent in arcs:
+        top, bottom = sorted((order[parent] * ROW + ROW // 2, order[child] * ROW + ROW // 2))
+        side, bend = width - 8, width - 8 - round(1.3 * min(width - 16, 24 + (bottom - top) / ROW * 12))  # a curve swings 3/4 that far
+        curves.append(f'<path class="of-{child} to-{parent}" d="M{side} {top}C{bend} {top} {bend} {bottom} {side} {bottom}"/>')
+    for entry in listed:
         rules.append(f".tree:has(.row-{entry.slug}:is(:hover,:focus-within)) :is(.of-{entry.slug},.to-{entry.slug})")
-        names = ", ".join(context.catalogue.entry(parent).title[context.lang].split(": ")[0] for parent in parents)
-        said = context.word("builds-on", names) if parents else context.word("tree.roots")
+        names = ", ".join(
+            context.catalogue.entry(parent).title[context.lang].split(": ")[0] for child, parent in arcs if child == entry.slug
+        )
+        said = context.word("builds-on", names) if names else context.word("tree.roots")
         year = entry.year or context.word("concept")
         title = title_of(context, entry, short=True)
         rows.append(f'<li class="row-{entry.slug}"><span class="year">{year}</span>{title}<span class="tagline">{said}</span></li>')
-    dots = "".join(f'<circle cx="{width - 8}" cy="{i * row + row / 2:g}" r="4"/>' for i in range(len(listed)))
-    height = max(1, len(listed)) * row
-    drawing = f'<svg viewBox="0 0 {width} {height}" role="img" aria-label="{context.word("tree")}">{"".join(arcs)}{dots}</svg>'
+    dots = "".join(f'<circle cx="{width - 8}" cy="{i * ROW + ROW // 2}" r="4"/>' for i in range(len(listed)))
+    box = f'viewBox="0 0 {width} {max(1, len(listed)) * ROW}"'
+    drawing = f'<svg {box} role="img" aria-label="{context.word("tree")}">{"".join(curves)}{dots}</svg>'
     style = f"<style>{','.join(rules)}{{stroke:var(--accent);opacity:1;stroke-width:2.5}}</style>" if rules else ""
-    return f'{style}<div class="tree" style="--rows:{len(listed)}">{drawing}<ol>{"".join(rows)}</ol></div>'
+    size = f"--rows:{len(listed)};--wide:{width / ROW:.3f}"
+    return f'{style}<div class="tree" data-search-exclude="" style="{size}">{drawing}<ol>{"".join(rows)}</ol></div>'
 
 
 def lineage(context: Context, *args: str) -> str:
@@ -106,13 +128,14 @@ def lineage(context: Context, *args: str) -> str:
         found = sorted((one for one in context.catalogue.entries if one.slug in slugs), key=lambda one: one.year or 9999)
         shown = entry_list(context, found) if found else f"<p>{context.word(f'{name}.none')}</p>"
         parts.append(f'<section class="{name}"><p class="label">{context.word(name)}</p>{shown}</section>')
-    return f'<div class="lineage">{"".join(parts)}</div>'
+    return f'<div class="lineage" data-search-exclude="">{"".join(parts)}</div>'
 
 
 def read_next(context: Context, *args: str) -> str:
     """The notes that this one's paper.yml recommends."""
     paper = context.entry().paper
-    return entry_list(context, [context.catalogue.entry(slug) for slug in paper.next]) if paper else ""
+    shown = entry_list(context, [context.catalogue.entry(slug) for slug in paper.next]) if paper else ""
+    return f'<div data-search-exclude="">{shown}</div>'
 
 
 def bibtex(context: Context, *args: str) -> str:

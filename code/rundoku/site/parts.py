@@ -53,7 +53,7 @@ def _details(context: Context, entry: Entry) -> str:
         f'<span class="mark pick">{context.word("pick")}</span>' if entry.paper and entry.paper.pick else "",
         f'<span class="mark unwritten">{context.word("unwritten")}</span>' if unwritten else "",
     ]
-    return '<span class="facts">' + " ".join(f"<span>{part}</span>" for part in parts if part) + "</span>"
+    return '<span class="facts" data-search-exclude="">' + " ".join(f"<span>{part}</span>" for part in parts if part) + "</span>"
 
 
 def line(context: Context, entry: Entry, short: bool = False) -> str:
@@ -65,7 +65,7 @@ def line(context: Context, entry: Entry, short: bool = False) -> str:
 def entry_list(context: Context, entries: Iterable[Entry], kind: str = "ul", name: str = "entries") -> str:
     """A list of entries, each marked as written or not."""
     items = (f'<li class="{"written" if entry.paper else "unwritten"}">{line(context, entry)}</li>' for entry in entries)
-    return f'<{kind} class="{name}">{"".join(items)}</{kind}>'
+    return f'<{kind} class="{name}">{" ".join(items)}</{kind}>'
 
 
 def progress(context: Context, entries: Sequence[Entry]) -> str:
@@ -89,11 +89,12 @@ def filters(context: Context, box: str, choices: Mapping[str, Mapping[str, str]]
         rules.append(f'.{box}:has([name={name}]:checked) .item:not([data-{name}="yes"])')
     style = f"<style>{','.join(rules)}{{display:none}}</style>" if rules else ""
     reset = f'<button type="reset">{context.word("filter.reset")}</button>'
-    return f'{style}<form class="filters" role="search" aria-label="{context.word("filter")}">{"".join(fields)}{reset}</form>'
+    form = f'<form class="filters" data-search-exclude="" role="search" aria-label="{context.word("filter")}">'
+    return f"{style}{form}{''.join(fields)}{reset}</form>"
 
 
 def scroll(head: Sequence[str], rows: Iterable[str], label: str, kind: str) -> str:
     """A table that scrolls inside its own box where it is too wide."""
-    heads = "".join(f'<th scope="col">{text}</th>' for text in head)
-    table = f'<table class="{kind}"><thead><tr>{heads}</tr></thead><tbody>{"".join(rows)}</tbody></table>'
+    heads = " ".join(f'<th scope="col">{text}</th>' for text in head)
+    table = f'<table class="{kind}"><thead><tr>{heads}</tr></thead><tbody>{" ".join(rows)}</tbody></table>'
     return f'<div class="scroll" tabindex="0" role="region" aria-label="{label}">{table}</div>'

@@ -180,21 +180,21 @@ class RundokuPlugin(BasePlugin):  # type: ignore[no-untyped-call]
     def on_post_page(self, output: str, *, page: Page, config: MkDocsConfig) -> str:
         """Typeset the formulas, late: the search plugin has parsed the page by now."""
         try:
-            return formulas.typeset(output, page.file.edit_uri or page.file.src_uri)
+            source = page.file.edit_uri or page.file.src_uri
+            return formulas.typeset(output, functools.partial(render.place, self.root, source, self.language))
         except snippets.NoteError as error:
             raise render.PageError(str(error)) from error
 
     def _site_fence(self, source: str, language: str, css_class: str, options: Any, md: Markdown, **_: Any) -> str:
         """Render a fence of language ``site``: one of the parts that are made from the catalogue, the imports and the stored runs."""
         name, *arguments = source.split()
+        where = render.place(self.root, self.page.file.edit_uri or "", self.language, f"site\n{source}")
         if name not in pages.FENCES:
-            raise render.PageError(
-                f"{self.page.file.edit_uri}: there is no site part {name!r}; there are {', '.join(sorted(pages.FENCES))}"
-            )
+            raise render.PageError(f"{where}: there is no site part {name!r}; there are {', '.join(sorted(pages.FENCES))}")
         try:
             return pages.FENCES[name](self._context(), *arguments)
         except (CatalogueError, snippets.NoteError, TypeError) as error:
-            raise render.PageError(f"{self.page.file.edit_uri}: site part {source.strip()!r}: {error}") from error
+            raise render.PageError(f"{where}: site part {source.strip()!r}: {error}") from error
 
     def _context(self) -> pages.Context:
         note = NOTE.fullmatch(self.page.file.src_uri)

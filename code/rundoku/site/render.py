@@ -55,6 +55,17 @@ def _page() -> Page:
     return current
 
 
+def place(root: Path, source: str, language: str, text: str) -> str:
+    """Return the place where a page says ``text``, as an error message names it."""
+    path = root / source
+    before, found, _ = (path.read_text(encoding="utf-8") if path.is_file() else "").partition(text)
+    return f"{source}:{before.count(chr(10)) + 1} ({language})" if found else f"{source} ({language})"
+
+
+def _place(page: Page, text: str) -> str:
+    return place(page.root, page.source, page.language, text)
+
+
 def outcome_of(page: Page, block: Block, code: list[str]) -> runner.Outcome:
     """Return what the last block of ``code`` shows; run it where no result is kept. Raises NoteError where it fails."""
     outcome = runner.recall(page.store, code)
@@ -83,8 +94,11 @@ def python(*, code: str, md: Markdown, session: str = "", extra: dict[str, str] 
         for name, value in outcome["values"].items():
             if page.values.setdefault(name, value) != value:
                 raise NoteError(f"{block.place()}: value {name!r} is published twice: {page.values[name]!r}, then {value!r}")
-        shown = _shown(page, block, outcome)
-    except (NoteError, CatalogueError) as error:
+        try:
+            shown = _shown(page, block, outcome)
+        except (NoteError, CatalogueError) as error:
+            raise NoteError(f"{block.place()}: {error}") from error
+    except NoteError as error:
         raise PageError(str(error)) from error
     text = "\n\n".join([outcome["output"], *(SHOWN.format(i) for i in range(len(shown)))]).strip()
     leftover = {name: value for name, value in (extra or {}).items() if name != "quiet"}
@@ -114,7 +128,7 @@ def _shown(page: Page, block: Block, outcome: runner.Outcome) -> list[str]:
 
 def _labels(page: Page) -> Labels:
     if page.labels is None:
-        raise NoteError(f"{page.source}: there are no labels for this page; expected labels.yml beside it")
+        raise NoteError("there are no labels for this page; expected labels.yml beside it")
     return page.labels
 
 
@@ -124,7 +138,7 @@ def _fill(text: str, page: Page, what: str) -> str:
         return text.format_map(page.values)
     except (KeyError, ValueError, IndexError) as error:
         known = ", ".join(page.values) or "none"
-        raise NoteError(f"{page.source}: {what} {text!r} cannot be filled ({error!r}); published so far: {known}") from error
+        raise NoteError(f"{what} {text!r} cannot be filled ({error!r}); published so far: {known}") from error
 
 
 def _figure(page: Page, item: dict[str, Any], foot: str) -> str:
@@ -170,14 +184,14 @@ def _table(page: Page, item: dict[str, Any], foot: str) -> str:
 def claims_table(page: Page, claims: list[dict[str, Any]]) -> str:
     """Return the table of a note's claims: what the paper says and where, what this code finds, and the verdict."""
     if page.paper is None:
-        raise NoteError(f"{page.source}: a claim needs a paper; expected paper.yml beside the page")
+        raise NoteError("a claim needs a paper; expected paper.yml beside the page")
     language = page.language
     head = "".join(f'<th scope="col">{word(language, f"claims.{name}")}</th>' for name in ("says", "paper", "ours", "verdict"))
     rows = []
     for item in claims:
         stated = page.paper.claims.get(item["name"])
         if stated is None:
-            raise NoteError(f"{page.source}: claim {item['name']!r} is not in paper.yml; it has {', '.join(page.paper.claims) or 'none'}")
+            raise NoteError(f"claim {item['name']!r} is not in paper.yml; it has {', '.join(page.paper.claims) or 'none'}")
         verdict = item["verdict"]
         rows.append(
             f'<tr id="claim-{item["name"]}"><td>{html.escape(stated.says[language])}</td>'
@@ -216,15 +230,13 @@ def value(source: str, language: str, class_name: str, md: Markdown) -> str:
     page = _page()
     name, _, specification = source.partition(":")
     if name not in page.values:
-        raise PageError(
-            f"{page.source} ({page.language}): value {name!r} is not published; the page has {', '.join(page.values) or 'none'}"
-        )
+        where = _place(page, f"#!value {source}")
+        raise PageError(f"{where}: value {name!r} is not published so far; the page has {', '.join(page.values) or 'none'}")
     try:
         text = cell(page.values[name], specification)
     except ValueError as error:
-        raise PageError(
-            f"{page.source} ({page.language}): value {name!r} = {page.values[name]!r} has no format {specification!r}"
-        ) from error
+        where = _place(page, f"#!value {source}")
+        raise PageError(f"{where}: value {name!r} = {page.values[name]!r} has no format {specification!r}") from error
     return f'<span class="value">{html.escape(text)}</span>'
 
 
@@ -233,6 +245,7 @@ def fact(source: str, language: str, class_name: str, md: Markdown) -> str:
     page = _page()
     facts = page.paper.facts if page.paper else {}
     if source not in facts:
-        raise PageError(f"{page.source} ({page.language}): paper.yml has no fact {source!r}; it has {', '.join(facts) or 'none'}")
+        where = _place(page, f"#!paper {source}")
+        raise PageError(f"{where}: paper.yml has no fact {source!r}; it has {', '.join(facts) or 'none'}")
     found = facts[source]
     return f'<span class="fact" title="{html.escape(found.where)}">{html.escape(found.text)}</span>'

@@ -15,13 +15,15 @@ import random
 import signal
 import sys
 import tempfile
+import threading
 import traceback
 import types
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Executor, Future, ThreadPoolExecutor, as_completed
 from functools import lru_cache
 from importlib import import_module
-from multiprocessing.connection import Connection
+from multiprocessing.connection import Connection, wait
+from multiprocessing.context import ForkServerProcess
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +32,8 @@ from rundoku.show.store import Store, digests, fingerprint, versions
 
 LIMIT = 300.0  # seconds that one block may take, unless RUNDOKU_LIMIT says otherwise
 MACHINE = ("rundoku.site", "rundoku.__main__", "__mp_main__", "__main__")  # what runs the snippets is no part of their results
-PRELOAD = ["torch", "numpy"]
+READERS = ("_frozen_importlib_external", "importlib._bootstrap_external", "importlib.metadata", "tokenize")  # what these read is code
+PRELOAD = ["torch", "numpy", "matplotlib.pyplot"]
 
 Outcome = dict[str, Any]  # output, items, values, experiments, files, error
 
@@ -74,7 +77,11 @@ def keep(store: Store, blocks: Sequence[str], outcomes: Sequence[Outcome]) -> No
 
 
 def run(store: Store, sessions: Sequence[Sequence[str]], executor: Executor, done: Callable[[Sequence[str], list[Outcome]], None]) -> None:
-    """Run sessions, keep each as soon as it has ended, and tell ``done``. A session that fails does not stop the others."""
+    """Run sessions, keep each as soon as it has ended, and tell ``done``. A session that fails does not stop the others.
+
+    Where the run itself is interrupted, or the store takes no more, the sessions that are running end at once.
+    """
+    _interrupted.clear()
     waiting: dict[Future[list[Outcome]], Sequence[str]] = {
         executor.submit(execute, list(blocks), limit(), str(store.root)): blocks for blocks in sessions
     }
@@ -84,9 +91,13 @@ def run(store: Store, sessions: Sequence[Sequence[str]], executor: Executor, don
             outcomes = future.result()
             keep(store, blocks, outcomes)
             done(blocks, outcomes)
-    finally:
+    except BaseException:
+        _interrupted.set()
         for future in waiting:
             future.cancel()
+        for process in list(_running):
+            _end(process)
+        raise
 
 
 def default_executor() -> Executor:
@@ -101,9 +112,13 @@ def default_executor() -> Executor:
     return ThreadPoolExecutor(len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1)
 
 
+_running: set[ForkServerProcess] = set()  # the sessions of this process's threads
+_interrupted = threading.Event()
+
+
 def execute(blocks: list[str], seconds: float, root: str) -> list[Outcome]:
     """Run the blocks of a session one after another in a process of their own; the first that fails is the last outcome."""
-    os.environ.setdefault("PYTHONHASHSEED", "0")  # read when the process that the others fork from starts
+    os.environ["PYTHONHASHSEED"] = "0"  # read when the process that the others fork from starts
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(PRELOAD)
     ours, theirs = context.Pipe(duplex=False)
@@ -111,33 +126,43 @@ def execute(blocks: list[str], seconds: float, root: str) -> list[Outcome]:
     outcomes: list[Outcome] = []
     try:
         process.start()
+        _running.add(process)
+        if _interrupted.is_set():
+            _end(process)
         theirs.close()
-        while len(outcomes) < len(blocks):
+        while len(outcomes) < len(blocks) and not (outcomes and outcomes[-1]["error"]):
+            wait([ours, process.sentinel], seconds)  # its end, too: what it has started may hold the pipe open
             try:
-                if not ours.poll(seconds):
+                if ours.poll():
+                    outcomes.append(ours.recv())
+                elif process.exitcode is None:
                     outcomes.append(_failure(f"ran past its limit of {seconds:g} s and was ended"))
-                    break
-                outcomes.append(ours.recv())
+                else:
+                    raise EOFError
             except EOFError:
                 process.join()
                 outcomes.append(_failure(_ending(process.exitcode or 0)))
-                break
-            if outcomes[-1]["error"] is not None:
-                break
     finally:
+        _running.discard(process)
         if process.pid:
             process.join(5 if outcomes and outcomes[-1]["error"] is None else 0)  # let one that has finished go by itself
-            with contextlib.suppress(ProcessLookupError, PermissionError):
-                os.killpg(process.pid, signal.SIGKILL)  # and end whatever it has started
-            process.kill()
+            _end(process)  # and end whatever it has started
             process.join()
         ours.close()
     return outcomes
 
 
+def _end(process: ForkServerProcess) -> None:
+    """End a session and whatever it has started."""
+    if process.pid:
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            os.killpg(process.pid, signal.SIGKILL)
+        process.kill()
+
+
 def _ending(code: int) -> str:
     if code < 0:
-        return f"its process was killed by signal {-code} ({signal.Signals(-code).name})"
+        return f"its process was killed by signal {-code} ({signal.strsignal(-code)})"
     return f"its process ended with status {code} before the snippet had finished"
 
 
@@ -150,6 +175,8 @@ def _failure(message: str) -> Outcome:
 
 def _session(connection: Connection, blocks: list[str], root: str) -> None:
     os.setpgrp()  # what the snippet starts ends with it
+    threading.Thread(target=_end_with_build, daemon=True).start()
+    os.chdir(root)
     import numpy
     import torch
 
@@ -170,9 +197,18 @@ def _session(connection: Connection, blocks: list[str], root: str) -> None:
     connection.close()
 
 
+def _end_with_build() -> None:
+    """Wait for the end of the process that wants the session's results; where that comes first, nobody does any more."""
+    build = multiprocessing.parent_process()
+    if build:
+        build.join()
+        os.killpg(0, signal.SIGKILL)
+
+
 def _note_opened(event: str, arguments: tuple[Any, ...]) -> None:
-    if event == "open" and record.current is not None and isinstance(arguments[0], str | os.PathLike):
-        record.current.opened.add(Path(arguments[0]))
+    if record.current and event in ("open", "os.listdir", "os.scandir") and sys._getframe(1).f_globals.get("__name__") not in READERS:
+        with contextlib.suppress(TypeError):  # a file descriptor: that file was opened by name before
+            record.current.opened.add(Path(os.fsdecode(arguments[0])))
 
 
 def _block(code: str, name: str, namespace: dict[str, Any], root: Path) -> Outcome:
@@ -189,14 +225,14 @@ def _block(code: str, name: str, namespace: dict[str, Any], root: Path) -> Outco
             error = _trace(raised)
         finally:
             record.listen(None)
-    loaded = {n: Path(f) for n, m in list(sys.modules.items()) if (f := getattr(m, "__file__", None)) and not n.startswith(MACHINE)}
-    rests_on = {path for path in recording.opened if path.suffix != ".py"} | set(loaded.values())
+    files = [getattr(module, "__file__", None) for name, module in list(sys.modules.items()) if not name.startswith(MACHINE)]
+    loaded = {Path(file) for file in files if file and Path(file).is_absolute()}
     return {
         "output": output[0],
         "items": recording.items,
         "values": recording.values,
         "experiments": recording.experiments,
-        "files": digests(rests_on, root),
+        "files": digests(recording.opened | loaded, root),
         "error": error if error is None or not output[1] else f"{error}\nIt also wrote to standard error:\n{output[1]}",
     }
 

@@ -13,6 +13,7 @@ from rundoku.site.markdown import fences
 BASES = ("code/rundoku/papers", "code/rundoku/concepts", "code/rundoku")  # where mkdocs.yml lets snippets come from, too
 REFERENCE = re.compile(r'^( *)--8<-- "([^":]+)(?::([\w-]+))?"\s*$', re.M)
 MARKER = re.compile(r"^.*--8<-- \[(start|end):([\w-]+)\].*$\n?", re.M)
+PAGE = re.compile(r"\.(en|ja|zh)\.md$")  # a page that is there in several languages
 OFF = ("", "0", "no", "off", "false")
 
 
@@ -83,7 +84,7 @@ def _read(path: Path, mtime_ns: int) -> str:
     return path.read_text(encoding="utf-8")
 
 
-def _expand(body: str, root: Path, where: str) -> tuple[str, tuple[Origin, ...]]:
+def expand(body: str, root: Path, where: str) -> tuple[str, tuple[Origin, ...]]:
     """Replace the references to snippets in a fence's body. Raises NoteError for a file or a section that is missing."""
     origins: list[Origin] = []
 
@@ -115,7 +116,7 @@ def blocks(text: str, page: str, language: str, root: Path) -> list[Block]:
     found = []
     for fence in fences(text):
         where = f"{page}:{fence.line} ({language})"
-        code, origins = _expand(fence.body, root, where)
+        code, origins = expand(fence.body, root, where)
         if fence.language in ("python", "py") and fence.options.get("exec", "") not in OFF:
             found.append(Block(code, dict(fence.options), page, language, fence.line, origins))
     return found
@@ -151,4 +152,4 @@ def complain(block: Block, outcome: dict[str, Any]) -> str:
 def pages(root: Path) -> list[tuple[Path, str]]:
     """Return the pages that may run code, with their language, in order."""
     found = [*root.glob("notes/*/index.*.md"), *root.glob("docs/**/*.md")]
-    return sorted((path, match[1]) for path in found if (match := re.search(r"\.(en|ja|zh)\.md$", path.name)))
+    return sorted((path, match[1]) for path in found if (match := PAGE.search(path.name)))

@@ -473,6 +473,17 @@ def test_public_names_are_plain(repository, stated, says):
         copy("main", root)
 
 
+def test_a_part_of_a_room_is_copied_by_itself(repository):
+    root = repository(**{
+        "rundoku.papers.main": "from .part import f", "rundoku.papers.main.part": "def f(): return 1",
+        "rundoku.papers.main.kernel": '"The kernel."\nfrom .part import f\nB = 1\ndef _lost(): ...\ndef a(): return f()',
+    })  # fmt: skip
+    text = copy("main.kernel", root)
+    assert names(text) == ["f", "a"] and '__all__ = ["B", "a"]' in text and text.startswith('"""The kernel.')
+    with pytest.raises(ExportError, match="room 'main' has no part 'colonel'; it has kernel, part"):
+        copy("main.colonel", root)
+
+
 def test_a_public_name_that_hides_a_builtin_used_elsewhere_is_refused(repository):
     root = repository(**{
         "rundoku.papers.main": "from .part import sum, mean", "rundoku.papers.main.part": "from .other import mean\ndef sum(x): return x",

@@ -51,6 +51,14 @@ def test_placeholders_stand_for_numbers_and_may_change_places(labels):
     assert labels.translate("layer 12", "en") == "layer 12"
 
 
+def test_the_parts_of_a_list_are_translated_one_by_one(labels):
+    assert labels.translate("Loss, fp16, layer 3", "ja") == "ロス値、fp16、第3層"
+    assert labels.translate("Loss, fp16, layer 3", "zh") == "损失值，fp16，第3层"
+    assert labels.translate("Loss, fp16, layer 3", "en") == "Loss, fp16, layer 3"
+    with pytest.raises(CatalogueError, match="found no translation of 'Loss, gain'"):
+        labels.translate("Loss, gain", "ja")
+
+
 @pytest.mark.parametrize("language", ["en", "ja", "zh"])
 @pytest.mark.parametrize("label", ["layer x", "loss", "layer ", "3 of", "accuracy (%)"])
 def test_a_label_without_translation_is_named_in_every_language(labels, label, language):
@@ -60,7 +68,10 @@ def test_a_label_without_translation_is_named_in_every_language(labels, label, l
 
 @pytest.mark.parametrize(
     "label",
-    ["", "12", "−0.5", "1,024", "1e-3", "10⁻³", "65 M", "3.5 ms", "×2", "N", "λ", "W_1", "N = 512", "a b", "GB/s", "√d", "fp16", "q·k"],
+    [
+        *("", "12", "−0.5", "1,024", "1e-3", "10⁻³", "65 M", "3.5 ms", "×2", "N", "λ", "d₁", "N = 512", "a b", "GB/s", "√d", "q·k", "…"),
+        *("fp16", "num_warps", "torch.nn.Linear", "gfx942", "64x64", "mma.sync.m16n8k16", "fp32, D=64", "三百"),
+    ],
 )
 def test_numbers_units_and_symbols_need_no_translation(labels, label):
     assert is_symbolic(label)

@@ -1,11 +1,13 @@
 """A small site with the real machine: one room, one note in three languages, one home page."""
 
+import json
 import os
 import re
 import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import yaml
 
@@ -168,13 +170,66 @@ class Toy:
         assert old in text, f"{old!r} is not in {path}"
         path.write_text(text.replace(old, new), encoding="utf-8")
 
-    def rundoku(self, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
-        """Run the command ``rundoku`` on this site."""
+    def snippets(self, **sections: str) -> None:
+        """Let the note show these sections, each a session of its own, and nothing else."""
+        marked = "".join(f"# --8<-- [start:{name}]\n{code.strip()}\n# --8<-- [end:{name}]\n\n" for name, code in sections.items())
+        (self.room / "note.py").write_text(marked, encoding="utf-8")
+        fences = "".join(f'```python exec="on" session="{name}"\n--8<-- "lora/note.py:{name}"\n```\n\n' for name in sections)
+        for language, (title, *_) in WORDS.items():
+            self.page(language).write_text(f"# {title} {{#top}}\n\n{fences}", encoding="utf-8")
+
+    def environment(self, **more: str) -> dict[str, str]:
+        """Return the environment in which this site's own machine runs."""
         own = {name: value for name, value in os.environ.items() if not name.startswith("RUNDOKU_")}
-        own |= {"PYTHONPATH": str(self.root / "code"), "SOURCE_DATE_EPOCH": "1700000000", **environment}
+        return own | {"PYTHONPATH": str(self.root / "code"), "SOURCE_DATE_EPOCH": "1700000000", **more}
+
+    def rundoku(self, *arguments: str, within: tuple[str, ...] = (), **environment: str) -> subprocess.CompletedProcess[str]:
+        """Run the command ``rundoku`` on this site, ``within`` another command (``taskset -c 0``)."""
+        command = [*within, sys.executable, "-m", "rundoku", *arguments]
+        given = self.environment(**environment)
+        return subprocess.run(command, cwd=self.root, env=given, capture_output=True, text=True, timeout=300, check=False)
+
+    def start(self, *arguments: str, **environment: str) -> subprocess.Popen[str]:
+        """Start the command ``rundoku`` on this site."""
         command = [sys.executable, "-m", "rundoku", *arguments]
-        return subprocess.run(command, cwd=self.root, env=own, capture_output=True, text=True, timeout=300, check=False)
+        given, pipe = self.environment(**environment), subprocess.PIPE
+        return subprocess.Popen(command, cwd=self.root, env=given, stdout=pipe, stderr=pipe, text=True)
+
+    def stored(self) -> dict[str, dict[str, Any]]:
+        """Return what the store holds, by the name of its file."""
+        files = sorted((self.root / ".cache" / "rundoku").rglob("*.json"))
+        return {file.name: json.loads(file.read_text(encoding="utf-8"))["payload"] for file in files}
+
+    def files(self, folder: str = "site") -> dict[str, bytes]:
+        """Return every file below a folder of the site."""
+        top = self.root / folder
+        return {path.relative_to(top).as_posix(): path.read_bytes() for path in sorted(top.rglob("*")) if path.is_file()}
 
     def html(self, language: str, page: str = "notes/lora/index.html") -> str:
         """Return a built page."""
         return (self.root / "site" / language / page).read_text(encoding="utf-8")
+
+
+class Shell:
+    """One process that runs ``rundoku`` commands on a site one after another, as a preview does: what it keeps in memory is tried, too."""
+
+    LOOP = "import json, sys; from rundoku.__main__ import main\nfor line in sys.stdin: print('status', main(json.loads(line)), flush=True)"
+
+    def __init__(self, toy: Toy, **environment: str) -> None:
+        command, pipe, given = [sys.executable, "-c", self.LOOP], subprocess.PIPE, toy.environment(**environment)
+        self.process = subprocess.Popen(command, cwd=toy.root, env=given, stdin=pipe, stdout=pipe, stderr=subprocess.STDOUT, text=True)
+
+    def __call__(self, *arguments: str) -> tuple[int, str]:
+        """Run a command; return its status and all that it wrote."""
+        assert self.process.stdin and self.process.stdout
+        print(json.dumps(arguments), file=self.process.stdin, flush=True)
+        told = []
+        for line in self.process.stdout:
+            if line.startswith("status "):
+                return int(line.split()[1]), "".join(told)
+            told.append(line)
+        raise AssertionError("".join(told))
+
+    def close(self) -> None:
+        """End the process."""
+        self.process.communicate()

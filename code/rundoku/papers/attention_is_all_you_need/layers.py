@@ -1,10 +1,10 @@
 """Encoder and decoder: stacks of attention and feed-forward sub-layers, each LayerNorm(x + Dropout(Sublayer(x))) (§3.1)."""
 
 from torch import Tensor, nn
-from torch.nn import LayerNorm
 
 from rundoku.papers.attention_is_all_you_need.attention import MultiHeadAttention, causal_mask
 from rundoku.papers.attention_is_all_you_need.config import TransformerConfig
+from rundoku.papers.layer_norm import LayerNorm
 
 
 # --8<-- [start:feed-forward]

@@ -1,0 +1,300 @@
+"""Layer normalisation in Triton, forward and backward, with the residual addition that stands before it fused in where wanted.
+
+What it computes, for each row of C elements (Ba et al., Eq. 3 and 5; r is the residual, if any):
+    h = x + r,   μ = mean(h),   ρ = 1 / √(mean((h − μ)²) + eps),   ĥ = (h − μ)·ρ,   y = ĥ·w + b
+and, from the gradients dy and (with a residual) dh, with g = dy·w:
+    dx = dr = (g − mean(g) − ĥ·mean(g·ĥ))·ρ + dh,   dw = Σ_rows dy·ĥ,   db = Σ_rows dy
+
+Layout: x, residual, y, h, dy, dh, dx: [R, C], rows may be strided, elements of a row lie side by side; weight, bias: [C];
+μ and ρ: [R] in float32. All arithmetic is in float32. h is rounded to the dtype of x before it is normalised, as x + r in torch is.
+
+Cost in FLOP and in bytes to and from memory, s bytes an element: forward 7·R·C and 2·R·C·s (with residual 8·R·C and 4·R·C·s),
+backward 11·R·C and 3·R·C·s (5·R·C·s above C = 8,192, where dw and db take a second reading). In bfloat16 that is below 2 FLOP a byte,
+where an H200 can do 14 in float32 alone: memory bounds it, so a row is read once, stays in registers, and is written once.
+"""
+
+import torch
+
+from rundoku.gpu.launch import Case, Config, expect, expect_tensor, target_of, tl, triton
+from rundoku.papers.layer_norm import norm
+
+DTYPES = (torch.float16, torch.bfloat16, torch.float32)
+WIDEST = {torch.float16: 16_384, torch.bfloat16: 16_384, torch.float32: 8_192}  # C: wider rows do not fit into a block's registers
+SPLIT_ABOVE = 8_192  # C: from here on the sums over rows for dw and db do not fit beside the row, and a kernel of their own takes them
+PROGRAMS = 512  # that walk over rows in backward, at most: each leaves one partial sum of dw and db, added up in a fixed order
+
+
+def _table(*warps: int) -> tuple[Config, ...]:
+    """Return one entry a power of two of C, from 128, with the warps of each; narrow rows share a tile of 2,048 elements."""
+    widths = [128 << i for i in range(len(warps))]
+    return tuple(Config({"ROWS": max(1, 2048 // width), "COLUMNS": width}, each, num_stages=1) for width, each in zip(widths, warps))
+
+
+# C up to:        128 256 512 1024 2048 4096 8192 16384
+_NVIDIA = _table(4, 4, 4, 4, 4, 8, 16, 16)  # forward and backward
+_AMD = {"forward": _table(4, 4, 4, 4, 4, 8, 8, 16), "backward": _table(4, 4, 4, 4, 4, 8, 16, 16)}
+CONFIGS: dict[str, tuple[Config, ...]] = {
+    **dict.fromkeys(("sm_80", "sm_90", "sm_100", "other", "interpreter"), _NVIDIA), "gfx942": _AMD["forward"],
+}  # fmt: skip
+BACKWARD_CONFIGS: dict[str, tuple[Config, ...]] = {**CONFIGS, "gfx942": _AMD["backward"]}
+SUMS_CONFIG = Config({"ROWS": 16, "COLUMNS": 128}, num_warps=4, num_stages=1)  # on every target
+
+
+def _config(table: dict[str, tuple[Config, ...]], tensor: torch.Tensor) -> Config:
+    return next(config for config in table[target_of(tensor)] if config.tiles["COLUMNS"] >= tensor.shape[-1])
+
+
+@triton.jit
+def _forward(
+    x, residual, weight, bias, y, h, mean, rstd, n_rows, n_columns, x_stride, residual_stride, eps,
+    ROWS: tl.constexpr, COLUMNS: tl.constexpr,
+):  # fmt: skip
+    row = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)  # [ROWS] int64: R·C may pass 2³¹
+    column = tl.arange(0, COLUMNS)  # [COLUMNS]
+    inside = (row < n_rows)[:, None] & (column < n_columns)[None, :]  # [ROWS, COLUMNS]
+    tile = tl.load(x + row[:, None] * x_stride + column[None, :], mask=inside, other=0.0).to(tl.float32)  # [ROWS, COLUMNS] fp32
+    packed = row[:, None] * n_columns + column[None, :]  # [ROWS, COLUMNS] int64: where y and h have their elements
+    if residual is not None:
+        tile += tl.load(residual + row[:, None] * residual_stride + column[None, :], mask=inside, other=0.0).to(tl.float32)
+        rounded = tile.to(h.dtype.element_ty)
+        tl.store(h + packed, rounded, mask=inside)
+        tile = rounded.to(tl.float32)  # what backward will read
+    mu = tl.sum(tile, 1) / n_columns  # [ROWS] fp32; the masked elements are 0
+    centred = tl.where(inside, tile - mu[:, None], 0.0)  # [ROWS, COLUMNS] fp32; masked again, or they would count as −μ
+    rho = 1.0 / tl.sqrt(tl.sum(centred * centred, 1) / n_columns + eps)  # [ROWS] fp32
+    result = centred * rho[:, None]
+    if weight is not None:
+        result *= tl.load(weight + column, mask=column < n_columns, other=0.0).to(tl.float32)[None, :]
+    if bias is not None:
+        result += tl.load(bias + column, mask=column < n_columns, other=0.0).to(tl.float32)[None, :]
+    tl.store(y + packed, result.to(y.dtype.element_ty), mask=inside)
+    tl.store(mean + row, mu, mask=row < n_rows)
+    tl.store(rstd + row, rho, mask=row < n_rows)
+
+
+@triton.jit
+def _backward(
+    dy, dh, h, weight, mean, rstd, dx, dweight, dbias, n_rows, n_columns, dy_stride, dh_stride, h_stride,
+    ROWS: tl.constexpr, COLUMNS: tl.constexpr,
+):  # fmt: skip
+    program = tl.program_id(0).to(tl.int64)
+    column = tl.arange(0, COLUMNS)  # [COLUMNS]
+    if weight is not None:
+        gain = tl.load(weight + column, mask=column < n_columns, other=0.0).to(tl.float32)  # [COLUMNS] fp32
+    dweight_sum = tl.zeros([ROWS, COLUMNS], tl.float32)  # kept in registers over all rows of this program, summed once at the end
+    dbias_sum = tl.zeros([ROWS, COLUMNS], tl.float32)
+    for first in range(program * ROWS, n_rows, tl.num_programs(0).to(tl.int64) * ROWS):
+        row = first + tl.arange(0, ROWS)  # [ROWS] int64
+        inside = (row < n_rows)[:, None] & (column < n_columns)[None, :]  # [ROWS, COLUMNS]
+        grad = tl.load(dy + row[:, None] * dy_stride + column[None, :], mask=inside, other=0.0).to(tl.float32)  # [ROWS, COLUMNS] fp32
+        tile = tl.load(h + row[:, None] * h_stride + column[None, :], mask=inside, other=0.0).to(tl.float32)
+        mu = tl.load(mean + row, mask=row < n_rows, other=0.0)  # [ROWS] fp32
+        rho = tl.load(rstd + row, mask=row < n_rows, other=0.0)
+        normal = tl.where(inside, (tile - mu[:, None]) * rho[:, None], 0.0)  # ĥ: [ROWS, COLUMNS] fp32
+        if dweight is not None:
+            dweight_sum += grad * normal
+        if dbias is not None:
+            dbias_sum += grad
+        if weight is not None:
+            grad = grad * gain[None, :]
+        along_ones = tl.sum(grad, 1) / n_columns  # [ROWS]: what the mean takes away
+        along_normal = tl.sum(grad * normal, 1) / n_columns  # [ROWS]: what the variance takes away
+        result = (grad - along_ones[:, None] - normal * along_normal[:, None]) * rho[:, None]
+        if dh is not None:
+            result += tl.load(dh + row[:, None] * dh_stride + column[None, :], mask=inside, other=0.0).to(tl.float32)
+        tl.store(dx + row[:, None] * n_columns + column[None, :], result.to(dx.dtype.element_ty), mask=inside)
+    partial = program * n_columns + column  # [COLUMNS] int64
+    if dweight is not None:
+        tl.store(dweight + partial, tl.sum(dweight_sum, 0), mask=column < n_columns)
+    if dbias is not None:
+        tl.store(dbias + partial, tl.sum(dbias_sum, 0), mask=column < n_columns)
+
+
+@triton.jit
+def _sums(
+    dy, h, mean, rstd, dweight, dbias, n_rows, n_columns, dy_stride, h_stride, ROWS: tl.constexpr, COLUMNS: tl.constexpr
+):  # fmt: skip
+    column = tl.program_id(0) * COLUMNS + tl.arange(0, COLUMNS)  # [COLUMNS]
+    program = tl.program_id(1).to(tl.int64)
+    dweight_sum = tl.zeros([ROWS, COLUMNS], tl.float32)
+    dbias_sum = tl.zeros([ROWS, COLUMNS], tl.float32)
+    for first in range(program * ROWS, n_rows, tl.num_programs(1).to(tl.int64) * ROWS):
+        row = first + tl.arange(0, ROWS)  # [ROWS] int64
+        inside = (row < n_rows)[:, None] & (column < n_columns)[None, :]  # [ROWS, COLUMNS]
+        grad = tl.load(dy + row[:, None] * dy_stride + column[None, :], mask=inside, other=0.0).to(tl.float32)  # [ROWS, COLUMNS] fp32
+        tile = tl.load(h + row[:, None] * h_stride + column[None, :], mask=inside, other=0.0).to(tl.float32)
+        mu = tl.load(mean + row, mask=row < n_rows, other=0.0)  # [ROWS] fp32
+        rho = tl.load(rstd + row, mask=row < n_rows, other=0.0)
+        dweight_sum += grad * (tile - mu[:, None]) * rho[:, None]  # grad is 0 outside
+        dbias_sum += grad
+    partial = program * n_columns + column  # [COLUMNS] int64
+    if dweight is not None:
+        tl.store(dweight + partial, tl.sum(dweight_sum, 0), mask=column < n_columns)
+    if dbias is not None:
+        tl.store(dbias + partial, tl.sum(dbias_sum, 0), mask=column < n_columns)
+
+
+@torch.library.custom_op("rundoku::layer_norm", mutates_args=())
+def _op(
+    x: torch.Tensor, residual: torch.Tensor | None, weight: torch.Tensor | None, bias: torch.Tensor | None, eps: float
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+    y, h, mean, rstd = _outputs(x, residual, weight, bias, eps)
+    rows, n_columns = _rows(x), x.shape[-1]
+    if rows.shape[0]:
+        config = _config(CONFIGS, x)
+        other = None if residual is None else _rows(residual)
+        _forward[(triton.cdiv(rows.shape[0], config.tiles["ROWS"]),)](
+            rows, other, weight, bias, y, None if other is None else h, mean, rstd, rows.shape[0], n_columns,
+            rows.stride(0), 0 if other is None else other.stride(0), eps, **config.launch(),
+        )  # fmt: skip
+    return y, h, mean, rstd
+
+
+@_op.register_fake
+def _outputs(
+    x: torch.Tensor, residual: torch.Tensor | None, weight: torch.Tensor | None, bias: torch.Tensor | None, eps: float
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+    y = x.new_empty(x.shape)
+    h = x.new_empty(x.shape if residual is not None else (0,))  # an operator returns no input of its own: without a residual h is x
+    return y, h, x.new_empty(x.shape[:-1], dtype=torch.float32), x.new_empty(x.shape[:-1], dtype=torch.float32)
+
+
+@torch.library.custom_op("rundoku::layer_norm_backward", mutates_args=())
+def _backward_op(
+    dy: torch.Tensor, dh: torch.Tensor | None, h: torch.Tensor, weight: torch.Tensor | None, mean: torch.Tensor, rstd: torch.Tensor,
+    sums: bool,
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:  # fmt: skip
+    dx, dweight, dbias = _gradients(dy, dh, h, weight, mean, rstd, sums)
+    grad, tile, more = _rows(dy), _rows(h), None if dh is None else _rows(dh)
+    n_rows, n_columns = tile.shape
+    if not n_rows:
+        return dx, dweight.zero_(), dbias.zero_()
+    config = _config(BACKWARD_CONFIGS, h)
+    tiles = triton.cdiv(n_rows, config.tiles["ROWS"])
+    apart = sums and n_columns > SPLIT_ABOVE
+    programs = min(PROGRAMS, triton.cdiv(n_rows, SUMS_CONFIG.tiles["ROWS"]) if apart else tiles)
+    partial = h.new_empty(2, programs, n_columns, dtype=torch.float32) if sums else (None, None)  # of dw and of db
+    _backward[(programs if sums and not apart else tiles,)](
+        grad, more, tile, weight, mean, rstd, dx, *((None, None) if apart else partial), n_rows, n_columns,
+        grad.stride(0), 0 if more is None else more.stride(0), tile.stride(0), **config.launch(),
+    )  # fmt: skip
+    if apart:
+        _sums[(triton.cdiv(n_columns, SUMS_CONFIG.tiles["COLUMNS"]), programs)](
+            grad, tile, mean, rstd, *partial, n_rows, n_columns, grad.stride(0), tile.stride(0), **SUMS_CONFIG.launch()
+        )
+    if sums:
+        torch.sum(partial[0], 0, out=dweight)
+        torch.sum(partial[1], 0, out=dbias)
+    return dx, dweight, dbias
+
+
+@_backward_op.register_fake
+def _gradients(
+    dy: torch.Tensor, dh: torch.Tensor | None, h: torch.Tensor, weight: torch.Tensor | None, mean: torch.Tensor, rstd: torch.Tensor,
+    sums: bool,
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:  # fmt: skip
+    width = h.shape[-1] if sums else 0
+    return h.new_empty(h.shape), *(h.new_empty(width, dtype=torch.float32) for _ in range(2))
+
+
+def _rows(tensor: torch.Tensor) -> torch.Tensor:
+    """Return a [R, C] view whose rows lie side by side in themselves; copies only where strides allow no such view."""
+    rows = tensor.reshape(-1, tensor.shape[-1])
+    return rows if rows.stride(1) == 1 or rows.shape[1] == 1 else rows.contiguous()
+
+
+def _save(ctx, inputs, output) -> None:
+    x, residual, weight, bias, _ = inputs
+    _, h, mean, rstd = output
+    ctx.save_for_backward(x if residual is None else h, weight, mean, rstd)
+    ctx.fused = residual is not None
+    ctx.bias_dtype = None if bias is None else bias.dtype
+    ctx.mark_non_differentiable(mean, rstd)
+    ctx.set_materialize_grads(False)
+
+
+def _differentiate(ctx, dy, dh, *_):
+    h, weight, mean, rstd = ctx.saved_tensors
+    _, by_residual, by_weight, by_bias, _ = ctx.needs_input_grad
+    dy = torch.zeros_like(h) if dy is None else dy  # where only h is used
+    dx, dweight, dbias = _backward_op(dy, dh if ctx.fused else None, h, weight, mean, rstd, by_weight or by_bias)
+    dweight = dweight.to(weight.dtype) if by_weight else None
+    dbias = dbias.to(ctx.bias_dtype) if by_bias else None
+    return dx, dx if by_residual else None, dweight, dbias, None
+
+
+_op.register_autograd(_differentiate, setup_context=_save)
+
+
+def layer_norm(x: torch.Tensor, weight: torch.Tensor | None = None, bias: torch.Tensor | None = None, eps: float = 1e-5) -> torch.Tensor:
+    """Return ``x`` [..., C] normalised over its last axis, in the dtype of ``x`` (Eq. 3 and 5).
+
+    weight and bias: [C] or None, of any of DTYPES. x: any strides; a last axis that is not contiguous is copied first.
+    Raises ValueError for a wrong shape, dtype or device, for C above WIDEST[x.dtype], and for an ``eps`` that is not positive.
+    """
+    _check(x, None, weight, bias, eps)
+    return _op(x, None, weight, bias, eps)[0]
+
+
+def add_layer_norm(
+    x: torch.Tensor, residual: torch.Tensor, weight: torch.Tensor | None = None, bias: torch.Tensor | None = None, eps: float = 1e-5
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return the normalised sum of ``x`` and ``residual``, and the sum itself, which the next residual branch starts from.
+
+    x and residual: [..., C] of one shape and dtype; the rest, and what raises ValueError, as in ``layer_norm``.
+    """
+    _check(x, residual, weight, bias, eps)
+    y, h, _, _ = _op(x, residual, weight, bias, eps)
+    return y, h
+
+
+def _check(x, residual, weight, bias, eps) -> None:
+    expect_tensor("x", x, dtypes=DTYPES)
+    expect(x.dim() > 0 and 0 < x.shape[-1] <= WIDEST[x.dtype], "x", x, f"shape [..., C] with C from 1 to {WIDEST[x.dtype]}")
+    if residual is not None:
+        expect_tensor("residual", residual, like=x, dtypes=(x.dtype,))
+        expect(residual.shape == x.shape, "residual", residual, f"the shape {tuple(x.shape)} of x")
+    for name, tensor in (("weight", weight), ("bias", bias)):
+        if tensor is not None:
+            expect_tensor(name, tensor, like=x, dtypes=DTYPES)
+            expect(tensor.shape == x.shape[-1:] and tensor.is_contiguous(), name, tensor, f"contiguous, of shape {tuple(x.shape[-1:])}")
+    expect(isinstance(eps, float) and 0 < eps < float("inf"), "eps", eps, "a positive float")
+
+
+def reference(
+    x: torch.Tensor,
+    weight: torch.Tensor | None = None,
+    bias: torch.Tensor | None = None,
+    eps: float = 1e-5,
+    residual: torch.Tensor | None = None,
+    upcast: bool = True,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return normalised and plain sum as plain torch computes them: in float64 with ``upcast``, else in the dtypes given."""
+    if upcast:
+        x, weight, bias, residual = (None if tensor is None else tensor.double() for tensor in (x, weight, bias, residual))
+    h = x if residual is None else x + residual
+    return norm.layer_norm(h, weight, bias, eps), h
+
+
+def compile_cases(target: str) -> list[Case]:
+    """Return every kernel at every entry of the target's tables, with nothing left out that takes registers."""
+    rows = {"n_rows": "i32", "n_columns": "i32"}
+    cases = []
+    for dtype, widest in (("bf16", WIDEST[torch.bfloat16]), ("fp32", WIDEST[torch.float32])):
+        gain = _types("fp32", "weight bias mean rstd")  # as in mixed precision
+        forward = _types(dtype, "x residual y h") | gain | rows | {"x_stride": "i32", "residual_stride": "i32", "eps": "fp32"}
+        entries = [config for config in CONFIGS[target] if config.tiles["COLUMNS"] <= widest]
+        cases += [Case(f"forward, {dtype}", _forward, forward, config) for config in entries]
+        strides = {"dy_stride": "i32", "dh_stride": "i32", "h_stride": "i32"}
+        backward = _types(dtype, "dy dh h dx") | _types("fp32", "weight mean rstd") | rows | strides
+        for config in BACKWARD_CONFIGS[target][: len(entries)]:
+            if config.tiles["COLUMNS"] > SPLIT_ABOVE:
+                cases.append(Case(f"backward, {dtype}", _backward, backward, config, {"dweight": None, "dbias": None}))
+            else:
+                cases.append(Case(f"backward, {dtype}", _backward, backward | _types("fp32", "dweight dbias"), config))
+    sums = _types("bf16", "dy h") | _types("fp32", "mean rstd dweight dbias") | rows | {"dy_stride": "i32", "h_stride": "i32"}
+    return [*cases, Case("sums, bf16", _sums, sums, SUMS_CONFIG)]
+
+
+def _types(dtype: str, names: str) -> dict[str, str]:
+    return dict.fromkeys(names.split(), f"*{dtype}")

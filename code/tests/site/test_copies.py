@@ -1,0 +1,204 @@
+"""Every room's copy, imported where `rundoku` cannot be, computes what the original computes: bit for bit."""
+
+import ast
+import importlib
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from rundoku.site.export import copy
+from rundoku.site.lineage import rooms
+from rundoku.site.sources import ExportError
+
+ROOT = Path(__file__).parents[3]
+
+# A room's example: code that has `room` (the copy or the original) and `torch`, seeded with 0, and puts what it computes into `result`.
+EXAMPLES = {
+    "attention-is-all-you-need": """
+query, key, value = (torch.randn(2, 3, 5, 4, requires_grad=True) for _ in range(3))
+module = room.MultiHeadAttention(d_model=8, n_heads=2)
+x = torch.randn(2, 5, 8)
+out = room.scaled_dot_product_attention(query, key, value, room.causal_mask(5))
+out.square().sum().backward()
+result = {"out": out, "grad": [query.grad, key.grad, value.grad], "module": module(x, x, x), "weights": module.weights(x, x)}
+""",
+    "flash-attention": """
+q = torch.randn(1, 2, 9, 16, requires_grad=True)
+k, v = torch.randn(2, 1, 2, 7, 16)
+tiled = room.tiled_attention(q, k, v, causal=True, sram=512)
+fused = room.flash_attention(q, k, v, causal=True)
+fused.square().sum().backward()
+seen = room.absorb(room.nothing_seen(q[0, 0], 16), q[0, 0] @ k[0, 0].T, v[0, 0])
+exact = room.attention_reference(q, k, v, causal=True, window_size=(2, 0), softcap=3.0)
+result = {"tiled": tiled, "fused": fused, "grad": q.grad, "seen": list(room.finish(seen)), "exact": list(exact)}
+""",
+    "flash-attention.kernel": """
+q, k, v = (torch.randn(1, heads, 9, 16, requires_grad=True) for heads in (2, 1, 1))
+slopes = torch.tensor([0.5, 0.25])
+out, lse = room.flash_attention(q, k, v, slopes, window_size=(3, 1), softcap=2.0, return_lse=True)
+(out.square().sum() + lse.sum()).backward()
+configs = [[*use, *config.tiles.values()] for use, config in room.CONFIGS["interpreter"].items()]
+result = {"out": out, "lse": lse, "grads": [q.grad, k.grad, v.grad], "configs": configs}
+""",
+    "layer-norm": """
+layer, lstm, gru = room.LayerNorm(6), room.LSTM(room.RecurrentConfig(4, 6)), room.GRU(room.RecurrentConfig(4, 6))
+x = torch.randn(3, 5, 6, requires_grad=True)
+layer(x).pow(3).sum().backward()
+steps = torch.randn(3, 5, 4)
+result = {"grads": [x.grad, layer.weight.grad], "lstm": list(lstm(steps)[1]), "gru": list(gru(steps))}
+""",
+    "layer-norm.kernel": """
+x, residual = torch.randn(2, 3, 5, 33, requires_grad=True)
+weight, bias = torch.randn(2, 33)
+y, h = room.add_layer_norm(x, residual, weight, bias)
+grad, = torch.autograd.grad((y.square() + h).sum(), x)
+result = {"y": y, "h": h, "grad": grad, "alone": room.layer_norm(x.detach(), weight)}
+""",
+    "lora": """
+model = torch.nn.Sequential(torch.nn.Embedding(11, 6), torch.nn.Linear(6, 5))
+room.apply_lora(model, targets=("0", "1"), config=room.LoRAConfig(rank=2, init="gaussian"))
+for layer in room.lora_layers(model).values():
+    torch.nn.init.normal_(layer.lora_B["default"])
+tokens = torch.randint(11, (3, 4))
+out = model(tokens)
+out.square().sum().backward()
+grads = [parameter.grad for parameter in model.parameters() if parameter.grad is not None]
+state = room.lora_state_dict(model)
+room.merge_adapters(model)
+similar = room.subspace_similarity(torch.randn(3, 8), torch.randn(2, 8))
+result = {"out": out, "grads": grads, "state": state, "merged": model(tokens), "similar": similar}
+""",
+}
+
+
+def published(path):
+    """Return whether a room has public names: one that is only begun has none."""
+    return any(isinstance(node, ast.Assign | ast.ImportFrom) for node in ast.parse((path / "__init__.py").read_text(encoding="utf-8")).body)
+
+
+# What is copied, with its module: every room that has public names, and every kernel file.
+COPIED = {
+    slug + part: ".".join(path.relative_to(ROOT / "code").parts) + part
+    for slug, path in rooms(ROOT).items()
+    for part in ("", ".kernel")
+    if (published(path) if not part else (path / "kernel.py").is_file())
+}
+
+# Starts with torch loaded and nothing else, and forks one child a task, so that each imports into a fresh process.
+SERVER = """
+import json, os, sys, traceback
+import torch
+torch.set_num_threads(1)
+
+class Without:
+    finders, blocked = sys.meta_path[:], ()
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] in self.blocked:
+            return None
+        return next((spec for finder in self.finders if (spec := finder.find_spec(name, path, target))), None)
+
+sys.meta_path[:] = [Without()]
+for task in json.loads(sys.argv[1]):
+    child = os.fork()
+    if child:
+        os.waitpid(child, 0)
+        continue
+    try:
+        Without.blocked = task["blocked"]
+        sys.path.insert(0, task["folder"])
+        room = __import__(task["module"], fromlist=["*"])
+        torch.manual_seed(0)
+        names = {"room": room, "torch": torch}
+        exec(task["code"], names)
+        torch.save(names.get("result"), task["save"])
+    except BaseException:
+        open(task["save"] + ".error", "w").write(traceback.format_exc())
+    finally:
+        os._exit(0)
+"""
+
+
+@pytest.fixture(scope="module")
+def ran(tmp_path_factory):
+    """Run every room's example with its copy, and import copy and original without triton; the results lie in the folder returned."""
+    folder = tmp_path_factory.mktemp("copies")
+    tasks = []
+    for slug, module in COPIED.items():
+        name = "copy_of_" + module.replace(".", "_")
+        try:
+            (folder / f"{name}.py").write_text(copy(slug, ROOT), encoding="utf-8")
+        except ExportError as error:
+            (folder / f"{slug}-copy.pt.error").write_text(str(error))
+            continue
+        variants = {
+            "copy": (name, folder, ["rundoku"], EXAMPLES.get(slug, "")),
+            "copy-without-triton": (name, folder, ["rundoku", "triton"], "result = sorted(room.__all__)"),
+            "original-without-triton": (module, ROOT / "code", ["triton"], "result = sorted(room.__all__)"),
+        }
+        for variant, (imported, where, blocked, code) in variants.items():
+            save = str(folder / f"{slug}-{variant}.pt")
+            tasks.append({"module": imported, "folder": str(where), "blocked": blocked, "code": code, "save": save})
+    done = subprocess.run(
+        [sys.executable, "-I", "-c", SERVER, json.dumps(tasks)], cwd=folder, capture_output=True, text=True, timeout=300, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    return folder
+
+
+def same(a, b):
+    """Return whether two results are equal, tensors bit for bit."""
+    if isinstance(a, torch.Tensor) and isinstance(b, torch.Tensor):
+        return (
+            a.dtype == b.dtype and a.shape == b.shape and torch.equal(a.nan_to_num(), b.nan_to_num()) and torch.equal(a.isnan(), b.isnan())
+        )
+    if isinstance(a, dict):
+        return a.keys() == b.keys() and all(same(a[name], b[name]) for name in a)
+    if isinstance(a, list | tuple):
+        return len(a) == len(b) and all(map(same, a, b))
+    return a == b
+
+
+@pytest.mark.parametrize("slug", COPIED)
+def test_the_copy_computes_what_the_room_does(slug, ran):
+    assert slug in EXAMPLES, f"{slug} has no example: add one to EXAMPLES in {Path(__file__).relative_to(ROOT)}"
+    error = ran / f"{slug}-copy.pt.error"
+    assert not error.exists(), error.read_text()
+    found = torch.load(ran / f"{slug}-copy.pt", weights_only=True)
+    names = {"room": importlib.import_module(COPIED[slug]), "torch": torch}
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    torch.manual_seed(0)
+    exec(EXAMPLES[slug], names)
+    torch.set_num_threads(threads)
+    assert found and names["result"], f"the example of room {slug} computes nothing"
+    assert same(found, names["result"])
+
+
+@pytest.mark.parametrize("slug", COPIED)
+def test_the_copy_can_be_imported_wherever_the_room_can(slug, ran):
+    errors = [(ran / f"{slug}-{side}-without-triton.pt.error") for side in ("copy", "original")]
+    assert errors[0].exists() == errors[1].exists(), "".join(error.read_text() for error in errors if error.exists())
+
+
+@pytest.mark.parametrize("slug", COPIED)
+def test_the_copy_imports_nothing_else_and_nothing_unused(slug, ran):
+    text = (ran / f"copy_of_{COPIED[slug].replace('.', '_')}.py").read_text(encoding="utf-8")
+    tree = ast.parse(text)
+    statements = [node for node in ast.walk(tree) if isinstance(node, ast.Import | ast.ImportFrom)]
+    modules = [getattr(node, "module", None) or alias.name for node in statements for alias in node.names]
+    assert {module.partition(".")[0] for module in modules} <= {"torch", "triton", *sys.stdlib_module_names}
+    words = re.findall(r"\w+", text)
+    bound = [alias.asname or alias.name.partition(".")[0] for node in statements if node in tree.body for alias in node.names]
+    assert not [name for name in bound if words.count(name) < 2 and name != "annotations"]
+    assert len(set(bound)) == len({(ast.unparse(node), alias.name) for node in statements if node in tree.body for alias in node.names})
+
+
+def test_the_comparison_can_fail():
+    x = torch.tensor([1.0, float("nan")])
+    assert same({"a": [x]}, {"a": [x.clone()]})
+    assert not same({"a": [x]}, {"a": [x + 1e-7]}) and not same(x, x.double()) and not same([x], [x, x]) and not same({"a": 1}, {"b": 1})
