@@ -31,7 +31,7 @@ table(
 )
 held = {method: memory[method].weights + memory[method].moments for method in ("full", "lora")}
 saved = 1 - held["lora"] / held["full"]
-publish(saved=saved, saved_with_gradients=1 - sum(memory.lora[p] for p in parts) / sum(memory.full[p] for p in parts))
+publish(memory_rank=4, saved=saved, saved_with_gradients=1 - sum(memory.lora[p] for p in parts) / sum(memory.full[p] for p in parts))
 # --8<-- [end:training-memory]
 
 # --8<-- [start:apply]
@@ -125,7 +125,7 @@ with figure("subspaces", rows=3, size=(7.0, 4.4), sharex=True) as panels:
         axes.set(title=name, ylabel="i of 8")
     panels[-1].set_xlabel("j of 64")
 shared = min(similarity[0][0] for similarity in found.trained.as_dict().values())
-publish(shared=shared, shared_random=found.random[0][0])
+publish(low_rank=8, high_rank=64, shared=shared, shared_random=found.random[0][0])
 # --8<-- [end:subspaces]
 
 # --8<-- [start:amplification]
@@ -138,7 +138,7 @@ table(
     formats=("", ".2f", ".2f"),
 )
 publish(weight_norm=amplified["4"].weight, delta_4=amplified["4"].delta, delta_64=amplified["64"].delta)
-publish(factor_4=amplified["4"].factor, factor_64=amplified["64"].factor, highest_random=amplified["4"].highest_random)
+publish(draws=50, factor_4=amplified["4"].factor, factor_64=amplified["64"].factor, highest_random=amplified["4"].highest_random)
 # --8<-- [end:amplification]
 
 # --8<-- [start:merging]
@@ -193,7 +193,7 @@ with figure("half-precision") as axes:
     axes.set_xticks(shares, [f"{share:g}" for share in shares])
     axes.minorticks_off()
     axes.legend()
-publish(bf16_lost=rounded.bfloat16.lost[2], bf16_still=rounded.bfloat16.still[2], fp16_lost=rounded.float16.lost[2])
+publish(small=shares[2], bf16_lost=rounded.bfloat16.lost[2], bf16_still=rounded.bfloat16.still[2], fp16_lost=rounded.float16.lost[2])
 # --8<-- [end:half-precision]
 
 # --8<-- [start:frozen-too-late]
