@@ -119,12 +119,13 @@ def _svg(drawing: Any, name: str) -> str:
     text = re.sub(r'\sid="([^"]*)"', lambda m: f' id="{name}-{m[1]}"' if m[1] in used else "", text)  # ids are the page's, not the figure's
     text = re.sub(r"url\(#|href=\"#", lambda m: f"{m[0]}{name}-", text)
     text = re.sub(r"font: ([\d.]+px) [^;\"]*", r"font-size: \1", text)  # the page's own fonts serve three scripts
-    text = re.sub(r"font-family: [^;\"]*;? ?", "", text).replace("xlink:href", "href")
+    text = re.sub(r"font-family: [^;\"]*;? ?", "", text)  # xlink:href stays: the theme takes any href for a link
     for stand_in, color in CSS.items():
         text = text.replace(stand_in, color)
     foreign = re.search(r"(?:fill|stroke|stop-color): ?(#\w+)", text)
     if foreign:
         raise ValueError(f"figure {name!r} uses the colour {foreign[1]}; expected INK, FAINT, PAPER, SERIES or RAMP of rundoku.show.colors")
     width, height = re.findall(r'(?:width|height)="([\d.]+)pt"', text)[:2]
-    head = f'<svg class="figure" viewBox="0 0 {width} {height}" width="{width}" height="{height}">'
+    names = 'class="figure" xmlns:xlink="http://www.w3.org/1999/xlink"'
+    head = f'<svg {names} viewBox="0 0 {width} {height}" width="{width}pt" height="{height}pt">'
     return re.sub(r"\n\s*", " ", head + text[text.index(">") + 1 :]).replace("> <", "><").strip()

@@ -5,7 +5,12 @@ import re
 from collections import Counter
 from collections.abc import Mapping
 from html import escape, unescape
+from pathlib import Path
 from typing import Any
+
+from pygments import highlight
+from pygments.formatters import HtmlFormatter
+from pygments.lexers import PythonLexer
 
 from rundoku.show.imports import imported, parse
 from rundoku.site.catalogue import LANGUAGES, CatalogueError, Entry, Paper, load_labels
@@ -14,7 +19,7 @@ from rundoku.site.lineage import modules, rooms
 from rundoku.site.parts import Context, entry_list, filters, scroll, title_of
 from rundoku.site.words import word
 
-REPORT = ("Kernel", "Target")  # the first columns of a table of compile reports
+REPORT = ("Kernel", "Architecture")  # the first columns of a table of compile reports
 VERDICTS = ("exact", "reproduced", "recorded", "not reproduced")
 DATA = "rundoku.data"
 
@@ -100,8 +105,27 @@ def figure(context: Context, *args: str) -> str:
         return f"<text{found[1]}>{escape(labels.translate(unescape(found[2]), lang))}</text>"
 
     svg = re.sub(r"<text([^>]*)>([^<]*)</text>", translate, drawn[0]["svg"]).replace("<svg ", f'<svg role="img" aria-label="{alt}" ', 1)
-    more = f'<a href="{escape(context.link(slug))}#{name}">{context.word("figure.more")}</a>'
+    more = f'<a href="{escape(context.link(slug))}#figure-{name}">{context.word("figure.more")}</a>'
     return f'<figure class="rundoku"><div class="drawing">{svg}</div><figcaption>{caption} {more}</figcaption></figure>'
+
+
+def home_figure(context: Context, *args: str) -> str:
+    """A figure beside the lines that drew it, from one of the written notes, the maintainer's picks first; "" before any is drawn."""
+    for entry, _, figures in sorted(items_shown(context, "figure"), key=lambda found: not found[1].pick):
+        labels = load_labels(context.root, entry.slug)
+        for item in figures:
+            code = _section(rooms(context.root)[entry.slug] / "note.py", item["name"])
+            values = any("{" in text for text in (labels.caption("figure", item["name"], "en"), labels.alt(item["name"], "en")))
+            if code and code.count("\n") <= 20 and not values:  # the note publishes the values that a caption quotes, this page does not
+                shown = highlight(code, PythonLexer(), HtmlFormatter(cssclass="highlight", wrapcode=True))
+                return f'<div class="alive" data-search-exclude=""><div>{shown}</div>{figure(context, entry.slug, item["name"])}</div>'
+    return ""
+
+
+def _section(note: Path, name: str) -> str:
+    """The section of a note.py that draws a figure, "" where none names it."""
+    sections = re.findall(r"^# --8<-- \[start:(.+?)\]\n(.*?)^# --8<-- \[end:\1\]", note.read_text(encoding="utf-8"), re.S | re.M)
+    return next((code for _, code in sections if f'figure("{name}"' in code), "")
 
 
 def home_numbers(context: Context, *args: str) -> str:

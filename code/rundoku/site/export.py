@@ -15,7 +15,7 @@ from rundoku.site.notebook import notebook
 from rundoku.site.scopes import Builtin, External, Import, Inside, Symbol, Target, Use, bindings
 from rundoku.site.sources import ExportError, Item, Library, Module, for_type_checker
 
-__all__ = ["ExportError", "copy", "notebook"]
+__all__ = ["ExportError", "copies", "copy", "notebook"]
 
 CARRIED = ("rundoku.papers.", "rundoku.concepts.", "rundoku.gpu.")  # the packages that a copy may take code from
 ALLOWED = {"torch", "triton", *sys.stdlib_module_names}
@@ -44,6 +44,18 @@ def copy(room: str, root: Path) -> str:
     return Copy(Library(root), name).text()
 
 
+def copies(slug: str, root: Path) -> tuple[str, ...]:
+    """Return what of a room there is to copy: the room where it has public names, and its kernels where these do not bring them."""
+    room = slug.replace("-", "_")
+    package = ".".join(rooms(root)[slug].relative_to(root / "code").parts)
+    library = Library(root)
+    kernel = [f"{package}.kernel"] if f"{package}.kernel" in modules(root, slug) else []
+    if not library.module(package).items:
+        return tuple(f"{room}.kernel" for _ in kernel)
+    carried = {item.module.name for item in Copy(library, package).items}
+    return (room, *(f"{room}.kernel" for name in kernel if name not in carried))
+
+
 class Copy:
     """A room's public names, the statements they need, and the names these get in one file."""
 
@@ -58,12 +70,16 @@ class Copy:
 
     def _public(self) -> dict[str, Symbol | External]:
         room, stated = self.room, [item for item in self.room.items if "__all__" in {symbol.name for symbol in item.defines}]
-        where: ast.AST = stated[0].nodes[0] if stated else ast.Module([], [])
+        where = stated[0].nodes[0] if stated else ast.Module([], [])
         if stated:
-            try:
-                names = list(ast.literal_eval(where.value))  # type: ignore[attr-defined]
-            except (AttributeError, ValueError):
-                raise room.error(where, "__all__ is computed; a copy needs a plain list of names") from None
+            value = getattr(where, "value", None)
+            if (
+                len(stated) > 1
+                or not isinstance(value, ast.List | ast.Tuple)
+                or not all(isinstance(part, ast.Constant) for part in value.elts)
+            ):
+                raise room.error(where, "__all__ is computed; a copy needs a plain list of names")
+            names = list(ast.literal_eval(value))
         else:
             own = [name for name, node in room.imports.items() if room.base(node)] if room.path.name == "__init__.py" else []
             own += sorted(room.defined, key=[name for item in room.items for name, _ in bindings(item.nodes)].index)
@@ -188,6 +204,7 @@ class Copy:
         every: list[Target] = [*(use.target for use in self.uses), *guard]
         for target in (target for target in every if target not in names and isinstance(target, Symbol | External)):
             parts = target.module.split(".")[2:4] if isinstance(target, Symbol) else [target.module.replace(".", "_")]
+            parts = parts[::-1] if parts[0] == self.room.name.split(".")[2] else parts  # in its own room the part says more
             options = [target.name, *(f"{target.name}_{end}" for end in [*parts, "_".join(parts)])]
             options += [f"{target.name}_{i}" for i in range(2, len(self.uses) + 3)]
             avoid = taken | hidden.get(target, set())

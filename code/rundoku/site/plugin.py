@@ -165,6 +165,7 @@ class RundokuPlugin(BasePlugin):  # type: ignore[no-untyped-call]
     def on_page_content(self, html: str, *, page: Page, config: MkDocsConfig, files: Files) -> str:
         """Let terms carry their definitions in a note, and keep formulas out of the search index."""
         render.current = None
+        html = render.join_lines(html)
         if NOTE.fullmatch(page.file.src_uri):
             html = hover.define(html, self.glossary, self.language)
         return formulas.hide_from_search(html)

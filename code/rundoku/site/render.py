@@ -20,6 +20,9 @@ from rundoku.site.snippets import Block, NoteError, Origin, complain
 from rundoku.site.words import word
 
 SHOWN = "rundoku-shows-{}"  # a paragraph of its own, until Markdown is done with the page
+WIDE = "[\u2e80-\u9fff\uf900-\ufaff\uff00-\uffef]"  # kana, Han characters and their punctuation
+BREAK = re.compile(f"(?<={WIDE})\n(?={WIDE})")
+PREFORMATTED = re.compile("(<pre.*?</pre>)", re.S)
 SHOWN_AT = re.compile(r"<p>rundoku-shows-(\d+)</p>")
 SVG_TEXT = re.compile(r"<text([^>]*)>([^<]*)</text>")
 
@@ -47,6 +50,11 @@ class Page:
 
 
 current: Page | None = None
+
+
+def join_lines(page: str) -> str:
+    """Return a page's HTML without the line breaks between Japanese or Chinese characters, which a browser would show as spaces."""
+    return "".join(part if i % 2 else BREAK.sub("", part) for i, part in enumerate(PREFORMATTED.split(page)))
 
 
 def _page() -> Page:

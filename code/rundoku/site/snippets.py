@@ -11,7 +11,7 @@ from typing import Any
 from rundoku.site.markdown import fences
 
 BASES = ("code/rundoku/papers", "code/rundoku/concepts", "code/rundoku")  # where mkdocs.yml lets snippets come from, too
-REFERENCE = re.compile(r'^( *)--8<-- "([^":]+)(?::([\w-]+))?"\s*$', re.M)
+REFERENCE = re.compile(r'^( *)--8<-- "([^":]+)(?::([\w-]+))?"[ \t]*$', re.M)
 MARKER = re.compile(r"^.*--8<-- \[(start|end):([\w-]+)\].*$\n?", re.M)
 PAGE = re.compile(r"\.(en|ja|zh)\.md$")  # a page that is there in several languages
 OFF = ("", "0", "no", "off", "false")

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from rundoku.site.export import copy
+from rundoku.site.export import copies, copy
 from rundoku.site.lineage import rooms
 from rundoku.site.sources import ExportError
 
@@ -25,7 +25,14 @@ module = room.MultiHeadAttention(d_model=8, n_heads=2)
 x = torch.randn(2, 5, 8)
 out = room.scaled_dot_product_attention(query, key, value, room.causal_mask(5))
 out.square().sum().backward()
-result = {"out": out, "grad": [query.grad, key.grad, value.grad], "module": module(x, x, x), "weights": module.weights(x, x)}
+model = room.Transformer(room.TransformerConfig(vocab_size=13, n_layers=2, d_model=8, d_ff=16, n_heads=2, dropout=0.0)).eval()
+source, target = torch.randint(3, 13, (2, 2, 6))
+loss = room.label_smoothed_cross_entropy(model(source, target), target)
+loss.backward()
+with torch.no_grad():
+    found, scores = room.translate(model, source, beam_size=2, max_length=4)
+result = {"out": out, "grad": [query.grad, key.grad, value.grad], "module": module(x, x, x), "weights": module.weights(x, x),
+          "loss": loss, "embedding": model.embedding.weight.grad, "found": found, "scores": scores, "rate": room.learning_rate(5, 8)}
 """,
     "flash-attention": """
 q = torch.randn(1, 2, 9, 16, requires_grad=True)
@@ -76,17 +83,12 @@ result = {"out": out, "grads": grads, "state": state, "merged": model(tokens), "
 }
 
 
-def published(path):
-    """Return whether a room has public names: one that is only begun has none."""
-    return any(isinstance(node, ast.Assign | ast.ImportFrom) for node in ast.parse((path / "__init__.py").read_text(encoding="utf-8")).body)
-
-
 # What is copied, with its module: every room that has public names, and every kernel file.
 COPIED = {
-    slug + part: ".".join(path.relative_to(ROOT / "code").parts) + part
+    f"{slug}{part}": ".".join(path.relative_to(ROOT / "code").parts) + part
     for slug, path in rooms(ROOT).items()
     for part in ("", ".kernel")
-    if (published(path) if not part else (path / "kernel.py").is_file())
+    if ((path / "kernel.py").is_file() if part else path.name in copies(slug, ROOT))
 }
 
 # Starts with torch loaded and nothing else, and forks one child a task, so that each imports into a fresh process.

@@ -8,7 +8,7 @@ import sys
 import pytest
 import torch
 
-from rundoku.site.export import copy
+from rundoku.site.export import copies, copy
 from rundoku.site.sources import ExportError
 
 RUN = """
@@ -180,6 +180,9 @@ def test_scopes_are_those_of_python(copied):
                 class C:
                     size = size + 1
                     def read(): return size
+                    if size:
+                        def method(): return size
+                        again = method
                 @dataclass
                 class D:
                     size: int = size
@@ -200,7 +203,9 @@ def test_scopes_are_those_of_python(copied):
                 def counter():
                     global count
                     count += 1
-                    return [count, (total := count + 1), total]
+                    global fresh
+                    fresh = 3
+                    return [count, (total := count + 1), total, fresh]
             """,
         },
     )
@@ -436,6 +441,7 @@ def test_the_same_bytes_every_time_and_no_import_of_ours_or_unused_ones(reposito
         ("from rundoku.papers import other\ndef f(): other.x = 2", "part.py:2: other.x is assigned to from outside its module"),
         ("def f(): return open(__file__)", "part.py:1: __file__ says where the original lies"),
         ("def f(): return undefined", "part.py:1: undefined is defined nowhere"),
+        ("from rundoku.papers.none import y\ndef f(): return y", "part.py:1: there is no module rundoku.papers.none"),
         ("from rundoku.papers.other import y\ndef f(): return y", "part.py:1: rundoku.papers.other has no name y"),
         ("from rundoku.papers.other import *\ndef f(): return x", "part.py:1: from rundoku.papers.other import *"),
         ("def f(): return __import__('rundoku.papers.other')", "part.py:1: 'rundoku.papers.other' names a module as text"),
@@ -465,12 +471,29 @@ def test_an_unknown_room_brings_close_names(repository):
 
 
 @pytest.mark.parametrize(
-    ("stated", "says"), [("['f'] + []", "computed"), ("['g']", "has no name g"), ("['part']", "public name part is a module")]
+    ("stated", "says"),
+    [
+        ("['f'] + []", "computed"),
+        ("['f']\n__all__ += ['part']", "computed"),
+        ("['g']", "has no name g"),
+        ("['part']", "public name part is a module"),
+    ],
 )
 def test_public_names_are_plain(repository, stated, says):
     root = repository(**{"rundoku.papers.main": f"from .part import f\n__all__ = {stated}", "rundoku.papers.main.part": "f = 1"})
     with pytest.raises(ExportError, match=says):
         copy("main", root)
+
+
+def test_what_there_is_to_copy(repository):
+    root = repository(**{
+        "rundoku.papers.with_both": "from .part import f", "rundoku.papers.with_both.part": "def f(): ...",
+        "rundoku.papers.with_both.kernel": "x = 1",
+        "rundoku.papers.together": "from .kernel import x", "rundoku.papers.together.kernel": "x = 1",
+        "rundoku.concepts.empty": '"Only words."', "rundoku.concepts.empty.note": "x = 1",
+    })  # fmt: skip
+    found = {slug: copies(slug, root) for slug in ("with-both", "together", "empty")}
+    assert found == {"with-both": ("with_both", "with_both.kernel"), "together": ("together",), "empty": ()}
 
 
 def test_a_part_of_a_room_is_copied_by_itself(repository):

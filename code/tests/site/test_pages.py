@@ -15,7 +15,7 @@ ROOM = '''"""Small nets."""\n\nfrom rundoku.papers.{} import base\n'''
 CLAIM = {"kind": "claim", "name": "smaller", "ours": 4.6, "format": ".2f", "verdict": "not reproduced", "threshold": "ours < 4 & true"}
 REPORT = {"kind": "table", "name": "compiled", "columns": ["Kernel", "Target"], "rows": [["LoRA", -1.5]], "formats": ["", ".2f"]}
 FIGURE = {"kind": "figure", "name": "curve", "svg": '<svg viewBox="0 0 9 9"><text x="1">Loss</text><text>layer 3</text></svg>'}
-ALONE = ("cards", "paths", "timeline", "tree", "ledger", "kernels", "data", "glossary", "api", "home-numbers")
+ALONE = ("cards", "paths", "timeline", "tree", "ledger", "kernels", "data", "glossary", "api", "home-numbers", "home-figure")
 OF_A_NOTE = ("lineage", "next", "bibtex", "downloads")
 VOID = {"input", "br", "img", "meta", "link", "hr", "circle", "path"}
 
@@ -52,6 +52,7 @@ def written(site: Site) -> Site:
         site.write(f"code/{package.replace('.', '/')}/__init__.py", "")
     site.write("code/rundoku/papers/later/__init__.py", "base = 1\n")
     site.write("code/rundoku/papers/small_net/__init__.py", ROOM.format("later"))
+    site.write("code/rundoku/papers/small_net/note.py", "")
     site.write("code/rundoku/papers/small_net/experiments.py", "from rundoku.data import plays\n")
     site.write(
         "code/rundoku/data/plays.py",
@@ -160,6 +161,17 @@ def test_a_figure_stands_anywhere_in_the_pages_language(written):
     assert "C &lt;1&gt;" in part(written, "figure", "small-net", "curve")
     with pytest.raises(CatalogueError, match="no figure 'other'"):
         part(written, "figure", "small-net", "other")
+
+
+def test_home_shows_a_figure_beside_the_lines_that_drew_it(written):
+    assert part(written, "home-figure") == ""
+    drawing = 'with figure("curve") as axes:\n    axes.plot(1)\n'
+    note = f"# --8<-- [start:setup]\nx = 1\n# --8<-- [end:setup]\n\n# --8<-- [start:draw]\n{drawing}# --8<-- [end:draw]\n"
+    written.write("code/rundoku/papers/small_net/note.py", note)
+    shown = part(written, "home-figure", lang="ja")
+    assert ">損失</text>" in shown and re.sub("<[^>]+>", "", shown).startswith('with figure("curve") as axes:')
+    written.edit("notes/small-net/labels.yml", "{en: C <1>, ja: 図, zh: 图}", "{en: '{most}', ja: '{most}', zh: '{most}'}")
+    assert part(written, "home-figure") == ""
 
 
 def test_the_data_page_lists_what_is_used_with_its_licence(written):

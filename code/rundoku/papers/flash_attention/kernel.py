@@ -70,8 +70,12 @@ def flash_attention(
     expect(width in HEAD_WIDTHS, "query", query, f"a head width D (last axis) among {HEAD_WIDTHS}")
     for name, tensor in (("key", key), ("value", value)):
         expect_tensor(name, tensor, like=query, dtypes=(query.dtype,))
-        expect(tensor.ndim == 4 and tensor.shape[0] == batch and tensor.shape[3] == width, name, tensor, f"the shape [{batch}, G, M, {width}]")
-    expect(key.shape[1] > 0 and heads % key.shape[1] == 0, "key", key, f"a number of heads G (second axis) that divides the query's {heads}")
+        expect(
+            tensor.ndim == 4 and tensor.shape[0] == batch and tensor.shape[3] == width, name, tensor, f"the shape [{batch}, G, M, {width}]"
+        )
+    expect(
+        key.shape[1] > 0 and heads % key.shape[1] == 0, "key", key, f"a number of heads G (second axis) that divides the query's {heads}"
+    )
     expect(value.shape == key.shape, "value", value, f"the key's shape {tuple(key.shape)}")
     if alibi_slopes is not None:
         expect_tensor("alibi_slopes", alibi_slopes, like=query, dtypes=(torch.float32,))

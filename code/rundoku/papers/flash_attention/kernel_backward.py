@@ -80,7 +80,9 @@ def backward_keys_kernel(
     at = columns.to(tl.int64)[:, None]  # [BLOCK_M, 1] i64
     inside = (columns < n_keys)[:, None]  # [BLOCK_M, 1] bool
     k = tl.load(key + batch * stride_kb + kv_head * stride_kg + at * stride_km + width, mask=inside, other=0.0)  # [BLOCK_M, D] input dtype
-    v = tl.load(value + batch * stride_vb + kv_head * stride_vg + at * stride_vm + width, mask=inside, other=0.0)  # [BLOCK_M, D] input dtype
+    v = tl.load(
+        value + batch * stride_vb + kv_head * stride_vg + at * stride_vm + width, mask=inside, other=0.0
+    )  # [BLOCK_M, D] input dtype
     dk = tl.zeros([BLOCK_M, D], tl.float32)
     dv = tl.zeros([BLOCK_M, D], tl.float32)
 

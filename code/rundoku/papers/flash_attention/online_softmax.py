@@ -40,4 +40,6 @@ def finish(seen: Running) -> tuple[Tensor, Tensor]:
     """Return the output Õ/ℓ [..., N, D] and the log-sum-exp m + log ℓ [..., N]; a row that saw nothing gives zeros and −∞."""
     total = seen.total.masked_fill(seen.total == 0, 1.0)
     return seen.acc / total[..., None], seen.peak + total.log()
+
+
 # --8<-- [end:absorb]

@@ -92,6 +92,8 @@ def flash_forward(
             memory.store(total[..., here], l_new)
             memory.store(peak[..., here], m_new)
     return out, total, peak
+
+
 # --8<-- [end:forward]
 
 
