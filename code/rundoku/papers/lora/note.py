@@ -1,4 +1,6 @@
 # --8<-- [start:setup]
+from statistics import mean
+
 from rundoku.papers.lora import LoRAConfig, apply_lora, lora_state_dict, merge_adapters
 from rundoku.papers.lora import experiments
 from rundoku.papers.lora.experiments import ATTENTION, EVERY_LINEAR
@@ -96,10 +98,14 @@ table(
     ],
     formats=("", ",", ".3f", ".0%", ".3f", ".0%"),
 )
-near = {rank: gain("poems", sweep["poems", "query and value", rank]) for rank in RANKS["poems"]}
+SEEDS = (1, 2, 3)  # one run is too few for the small differences between ranks
+near = {
+    rank: mean(gain("poems", experiments.adapt(domain="poems", method="lora", targets=QV, rank=rank, seed=seed)) for seed in SEEDS)
+    for rank in (1, 8, 64)
+}
 linear = sweep["poems", "every linear layer", 8]
 behind = {domain: sweep[domain, "query and value", 8].loss - whole[domain].loss for domain in RANKS}
-publish(near_1=near[1], near_8=near[8], near_64=near[64], behind_poems=behind["poems"], behind_code=behind["code"])
+publish(seeds=len(SEEDS), near_1=near[1], near_8=near[8], near_64=near[64], behind_poems=behind["poems"], behind_code=behind["code"])
 publish(head_gain=gain("poems", head["poems"]), linear_gain=gain("poems", linear), linear_share=linear.trained / base.parameters)
 # --8<-- [end:gains]
 
@@ -116,7 +122,8 @@ publish(budget=placed[QV].trained, query_loss=placed[("query",)].loss, both_loss
 # --8<-- [end:placement]
 
 # --8<-- [start:subspaces]
-found = experiments.subspaces(domain="poems", ranks=(8, 64), seeds=(1, 1), controls=20)
+pairs = [experiments.subspaces(domain="poems", ranks=(8, 64), seeds=(seed, seed), controls=20) for seed in SEEDS]
+found = pairs[0]
 layer = "encoder.layers.1.self_attention"
 maps = {"query": found.trained[f"{layer}.query"], "value": found.trained[f"{layer}.value"], "random": found.random}
 with figure("subspaces", rows=3, size=(7.0, 4.4), sharex=True) as panels:
@@ -124,12 +131,15 @@ with figure("subspaces", rows=3, size=(7.0, 4.4), sharex=True) as panels:
         heatmap(axes, similarity, high=1.0)
         axes.set(title=name, ylabel="i of 8")
     panels[-1].set_xlabel("j of 64")
-shared = min(similarity[0][0] for similarity in found.trained.as_dict().values())
+first = [phi for pair in pairs for phi in pair.trained.as_dict().values()]  # four matrices a seed
+shared = mean(phi[0][0] for phi in first)
+publish(shared_lowest=min(phi[0][0] for phi in first), among_four=min(phi[0][3] for phi in first))
 publish(low_rank=8, high_rank=64, shared=shared, shared_random=found.random[0][0])
 # --8<-- [end:subspaces]
 
 # --8<-- [start:amplification]
-amplified = experiments.amplified(domain="poems", ranks=(4, 64), controls=50)[f"{layer}.query"]
+updates = experiments.amplified(domain="poems", ranks=(4, 64), controls=50)
+amplified = updates[f"{layer}.query"]
 directions = {"of the update": "delta", "of the weight itself": "weight", "of a random matrix": "random"}
 table(
     "amplification",
@@ -138,7 +148,13 @@ table(
     formats=("", ".2f", ".2f"),
 )
 publish(weight_norm=amplified["4"].weight, delta_4=amplified["4"].delta, delta_64=amplified["64"].delta)
-publish(draws=50, factor_4=amplified["4"].factor, factor_64=amplified["64"].factor, highest_random=amplified["4"].highest_random)
+publish(
+    draws=50,
+    factor_4=amplified["4"].factor,
+    factor_64=amplified["64"].factor,
+    known=amplified["4"].through.delta / amplified["4"].highest_random,
+)
+publish(matrices=len(updates), known_lowest=min(one["4"].through.delta / one["4"].highest_random for _, one in updates.items()))
 # --8<-- [end:amplification]
 
 # --8<-- [start:merging]
@@ -223,13 +239,13 @@ claim("ten-thousand-times", ours=times, holds=abs(times / 10_000 - 1) < 0.1, kin
 claim("two-thirds", ours=saved, holds=abs(saved - 2 / 3) < 0.001, kind="exact", format=".4f")
 claim("no-latency", ours=work.merged / work.base, holds=work.merged == work.base < work.adapted, kind="reproduced", format=".3f")
 claim("rank-one", ours=near[1] / near[64], holds=near[1] / near[64] > 0.9, kind="reproduced", format=".2f")
-claim("more-rank", ours=near[64] / near[8], holds=near[64] / near[8] < 1.05, kind="reproduced", format=".2f")
+claim("more-rank", ours=near[64] - near[8], holds=near[64] - near[8] < 0.05, kind="reproduced", format="+.1%")
 margin = min(placed[other].loss for other in (("query",), ("key",), ("query", "key"))) - placed[QV].loss
 claim("query-and-value", ours=margin, holds=margin > 0.02, kind="reproduced", format=".3f")
 claim("shared-direction", ours=shared, holds=shared > 0.5, kind="reproduced", format=".2f")
 claim("amplifies", ours=amplified["4"].factor, holds=amplified["4"].factor > 2 > amplified["64"].factor, kind="reproduced", format=".1f")
 known = amplified["4"].through.delta / amplified["4"].highest_random
 claim("known-features", ours=known, holds=known > 1, kind="reproduced", format=".2f")
-claim("scale", ours=spread["α/r"], holds=spread["α/r"] < 2 < spread["α"], kind="reproduced", format=".1f")
+claim("scale", ours=spread["α/r"], holds=spread["α/r"] < 3 and spread["α"] > 10, kind="reproduced", format=".1f")
 claim("far-domain", ours=behind["code"] / behind["poems"], holds=behind["code"] > 3 * behind["poems"], kind="reproduced", format=".1f")
 # --8<-- [end:claims]
