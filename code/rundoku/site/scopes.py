@@ -158,11 +158,15 @@ class Uses(ast.NodeVisitor):
         """Visit what stands around a definition and note its name, where that is a global one."""
         for decorator in node.decorator_list:
             self.visit(decorator)
-        if not (self.scopes and self.scopes[-1].is_class):
+        if self.scopes and self.scopes[-1].is_class:
+            self.scopes[-1].names[node.name] = None
+        else:
             self.add(node, self.lookup(node.name))
 
     def visit_Name(self, node: ast.Name) -> None:  # noqa: D102 - the visitor's own interface, as below
-        if not (self.scopes and self.scopes[-1].is_class and isinstance(node.ctx, ast.Store)):
+        if self.scopes and self.scopes[-1].is_class and isinstance(node.ctx, ast.Store):
+            self.scopes[-1].names[node.id] = None
+        else:
             self.add(node, self.lookup(node.id))
 
     def visit_Attribute(self, node: ast.Attribute) -> None:  # noqa: D102
@@ -211,8 +215,12 @@ class Uses(ast.NodeVisitor):
 
     def visit_AnnAssign(self, node: ast.AnnAssign) -> None:  # noqa: D102
         self.annotation(node.annotation)
-        self.visit(node.target)
         self.annotation(node.value, False)
+        self.visit(node.target)
+
+    def visit_Assign(self, node: ast.Assign) -> None:  # noqa: D102
+        for part in (node.value, *node.targets):  # `size = size` in a class takes the global
+            self.visit(part)
 
     def visit_FunctionDef(self, node: ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda) -> None:  # noqa: D102
         every = [*node.args.posonlyargs, *node.args.args, *node.args.kwonlyargs, node.args.vararg, node.args.kwarg]
@@ -236,7 +244,7 @@ class Uses(ast.NodeVisitor):
         self.scopes.append(Scope({}, is_class=True))
         for statement in node.body:
             self.visit(statement)
-            self.scopes[-1].names.update(self.local([statement]))
+            self.scopes[-1].names = self.local([statement]) | self.scopes[-1].names
         self.scopes.pop()
 
     def visit_ListComp(self, node: ast.ListComp | ast.SetComp | ast.DictComp | ast.GeneratorExp) -> None:  # noqa: D102

@@ -110,7 +110,8 @@ class Module:
         self.begin = (body.pop(0).end_lineno or 1) + 1 if self.docstring is not None else 1  # the line below the docstring
         self.items = list(self._items(body))
         self.imports: dict[str, Import] = {}  # the names that import statements bind; those in blocks only from the repository
-        self.defined: set[str] = set()
+        declared = [node.names for top in body for node in ast.walk(top) if isinstance(node, ast.Global)]
+        self.defined = {name for names in declared for name in names}
         for item in self.items:
             for name, node in bindings(item.statements):
                 if name == "*":
@@ -207,6 +208,8 @@ class Module:
     def runs(self, node: Import) -> list[str]:
         """Return the modules of the repository that an import statement runs, packages before what they hold."""
         base = self.base(node)
+        if base and imports.path_of(base, self.library.code) is None:
+            raise self.error(node, f"there is no module {base}")
         names = [".".join(base.split(".")[:i]) for i in range(1, base.count(".") + 2)] if base else []
         inner = [f"{base}.{alias.name}" for alias in node.names] if base and isinstance(node, ast.ImportFrom) else []
         return names + [name for name in inner if imports.path_of(name, self.library.code)]

@@ -25,7 +25,14 @@ module = room.MultiHeadAttention(d_model=8, n_heads=2)
 x = torch.randn(2, 5, 8)
 out = room.scaled_dot_product_attention(query, key, value, room.causal_mask(5))
 out.square().sum().backward()
-result = {"out": out, "grad": [query.grad, key.grad, value.grad], "module": module(x, x, x), "weights": module.weights(x, x)}
+model = room.Transformer(room.TransformerConfig(vocab_size=13, n_layers=2, d_model=8, d_ff=16, n_heads=2, dropout=0.0)).eval()
+source, target = torch.randint(3, 13, (2, 2, 6))
+loss = room.label_smoothed_cross_entropy(model(source, target), target)
+loss.backward()
+with torch.no_grad():
+    found, scores = room.translate(model, source, beam_size=2, max_length=4)
+result = {"out": out, "grad": [query.grad, key.grad, value.grad], "module": module(x, x, x), "weights": module.weights(x, x),
+          "loss": loss, "embedding": model.embedding.weight.grad, "found": found, "scores": scores, "rate": room.learning_rate(5, 8)}
 """,
     "flash-attention": """
 q = torch.randn(1, 2, 9, 16, requires_grad=True)

@@ -180,6 +180,9 @@ def test_scopes_are_those_of_python(copied):
                 class C:
                     size = size + 1
                     def read(): return size
+                    if size:
+                        def method(): return size
+                        again = method
                 @dataclass
                 class D:
                     size: int = size
@@ -200,7 +203,9 @@ def test_scopes_are_those_of_python(copied):
                 def counter():
                     global count
                     count += 1
-                    return [count, (total := count + 1), total]
+                    global fresh
+                    fresh = 3
+                    return [count, (total := count + 1), total, fresh]
             """,
         },
     )
@@ -436,6 +441,7 @@ def test_the_same_bytes_every_time_and_no_import_of_ours_or_unused_ones(reposito
         ("from rundoku.papers import other\ndef f(): other.x = 2", "part.py:2: other.x is assigned to from outside its module"),
         ("def f(): return open(__file__)", "part.py:1: __file__ says where the original lies"),
         ("def f(): return undefined", "part.py:1: undefined is defined nowhere"),
+        ("from rundoku.papers.none import y\ndef f(): return y", "part.py:1: there is no module rundoku.papers.none"),
         ("from rundoku.papers.other import y\ndef f(): return y", "part.py:1: rundoku.papers.other has no name y"),
         ("from rundoku.papers.other import *\ndef f(): return x", "part.py:1: from rundoku.papers.other import *"),
         ("def f(): return __import__('rundoku.papers.other')", "part.py:1: 'rundoku.papers.other' names a module as text"),
