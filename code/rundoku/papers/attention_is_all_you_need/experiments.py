@@ -47,16 +47,17 @@ def table_3() -> dict:
 
 @experiment
 def table_1(*, size: int, lengths: tuple[int, ...], kernel: int, window: int) -> dict:
-    """Measure every kind of layer: how its operations grow when n or d doubles from `size`, and its chain and path at two lengths."""
+    """Measure every kind of layer: the powers of n, d, k and r in its operations, by doubling, and chains and paths at some lengths."""
     found: dict[str, dict] = {}
+    start = {"n": size, "d": size, "k": kernel, "r": window}
     for kind in counts.layers(size):
-        sizes = ((size, size), (2 * size, size), (size, 2 * size))
-        here, longer, wider = (counts.layer_flops(kind, n, d, kernel, window) for n, d in sizes)
+        here = counts.layer_flops(kind, *start.values())
+        doubled = {name: counts.layer_flops(kind, *(start | {name: 2 * value}).values()) for name, value in start.items()}
         chains = []
         for length in lengths:
             x = torch.randn(length, 8, dtype=torch.float64, requires_grad=True)
             chains.append(counts.longest_chain(counts.layers(8, kernel, window, heads=2, device="cpu")[kind](x)))
-        found[kind] = {"n": math.log2(longer / here), "d": math.log2(wider / here), "chains": chains}
+        found[kind] = {"powers": {name: math.log2(there / here) for name, there in doubled.items()}, "chains": chains}
     paths = [counts.path_lengths(length, 4, kernel, window) for length in lengths]
     return {"layers": found, "paths": {kind: [path[kind] for path in paths] for kind in paths[0]}}
 

@@ -15,7 +15,7 @@ from rundoku.show import claim, figure, heatmap, publish, table
 widths = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512)
 scores = experiments.saturation(widths=widths, keys=64, queries=512, seed=0)
 at_64 = widths.index(64)
-publish(variance_64=scores.variance[at_64], gradient_loss=scores.gradient_scaled[-1] / scores.gradient_raw[-1])
+publish(n_keys=64, variance_64=scores.variance[at_64], gradient_loss=scores.gradient_scaled[-1] / scores.gradient_raw[-1])
 publish(largest_scaled=scores.largest_scaled[-1], largest_raw=scores.largest_raw[-1])
 with figure("saturation") as axes:
     axes.loglog(widths, scores.gradient_scaled, marker="o", label="scores divided by √d_k")
@@ -51,7 +51,8 @@ print(tuple(model(source=torch.randint(3, 100, (2, 7)), target=torch.randint(3, 
 costs = experiments.table_1(size=128, lengths=(81, 243), kernel=3, window=9)
 columns = ("Layer", "Power of n", "Power of d", "Chain, n = 81", "Chain, n = 243", "Path, n = 81", "Path, n = 243")
 kinds = ("self-attention", "recurrent", "convolutional", "restricted self-attention", "multi-head attention, whole")
-rows = [(kind, layer.n, layer.d, *layer.chains, *costs.paths[kind]) for kind in kinds for layer in [costs.layers[kind]]]
+rows = [(kind, layer.powers.n, layer.powers.d, *layer.chains, *costs.paths[kind]) for kind in kinds for layer in [costs.layers[kind]]]
+publish(kernel=3, window=9)
 table("table-1", columns=columns, rows=rows, formats=("", ".2f", ".2f", "", "", "", ""))
 # --8<-- [end:table-1]
 
@@ -102,18 +103,19 @@ publish(beyond=sum(run.accuracy.mean_by_length[13:]) / 3, just_beyond=run.accura
 rows = []
 for name in ("<ja>", "<zh>"):
     rows += [(name, beam, score) for beam, score in zip(run.examples[name].beams, run.examples[name].scores)]
+publish(example=45_678_002)
 table("beams", columns=("Language", "Translation", "Score"), rows=rows, formats=("", "", ".2f"))
 # --8<-- [end:beams]
 
 # --8<-- [start:alignment]
 aligned = torch.tensor(run.alignment)  # [L, H]
-layer, head = divmod(int(aligned.argmax()), aligned.shape[1])
+head = int(aligned[-1].argmax())
 with figure("alignment", columns=2, size=(7.2, 3.6)) as panels:
     for axes, name in zip(panels, ("<ja>", "<zh>")):
         example = run.examples[name]
-        heatmap(axes, example.maps[layer][head], xlabels=example.source, ylabels=example.target, high=1)
+        heatmap(axes, example.maps[-1][head], xlabels=example.source, ylabels=example.target, high=1)
         axes.tick_params(axis="x", labelrotation=90)
-publish(aligned=aligned.max(), first_layer=aligned[0].max())
+publish(aligned=aligned[-1].max(), first_layer=aligned[0].max())
 # --8<-- [end:alignment]
 
 # --8<-- [start:smoothing]
@@ -135,9 +137,10 @@ publish(floor=experiments.loss_floor(0.1), unshifted=mean(runs["targets not shif
 claim("variance-of-scores", ours=scores.variance[-1], holds=abs(scores.variance[-1] / widths[-1] - 1) < 0.05, kind="exact", format=".0f")
 claim("shift-is-linear", ours=positions.worst, holds=positions.worst < 1e-6, kind="exact", format=".1e")
 
-powers = [(round(costs.layers[kind].n, 6), round(costs.layers[kind].d, 6)) for kind in kinds[:4]]
-orders = ", ".join("n" + "²" * (n == 2) + "d" + "²" * (d == 2) for n, d in powers)
-claim("complexity", ours=orders, holds=powers == [(2, 1), (1, 2), (1, 2), (1, 1)], kind="exact")
+signs = {0.0: "{:.0}", 1.0: "{}", 2.0: "{}²"}  # how a factor with this power is written
+powers = [{name: round(costs.layers[kind].powers[name], 6) for name in "krnd"} for kind in kinds[:4]]
+orders = ", ".join("".join(signs.get(power, "{}^?").format(name) for name, power in layer.items()) for layer in powers)
+claim("complexity", ours=orders, holds=orders == "n²d, nd², knd², rnd", kind="exact")
 chains = [costs.layers[kind].chains for kind in kinds[:4]]
 claim("sequential", ours=", ".join(str(long) for _, long in chains), holds=chains == [[2, 2], [81, 243], [1, 1], [2, 2]], kind="exact")
 paths = [costs.paths[kind][1] for kind in kinds[:4]]  # at n = 243: 1, n - 1, log₃ n, and (n - 1)/(r - 1) rounded up
