@@ -19,10 +19,12 @@ import sys
 import tempfile
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from rundoku.gpu.launch import Case
 from rundoku.gpu.targets import TARGETS, Target
+
+if TYPE_CHECKING:
+    from rundoku.gpu.launch import Case  # needs triton, which the reports' readers do not
 
 TENSOR_MEMORY_COLUMNS = 512  # of a multiprocessor of sm_100
 
@@ -81,7 +83,7 @@ def problems(reports: list[Report]) -> list[str]:
     return [problem for report in reports if (problem := report.problem())]
 
 
-def compile_case(case: Case, target: Target) -> Report:
+def compile_case(case: "Case", target: Target) -> Report:
     """Compile one case for one target; only in a process where the kernels are not interpreted."""
     import triton
     from triton.backends.compiler import GPUTarget

@@ -13,8 +13,8 @@ from rundoku.show.experiments import source_digest
 from rundoku.show.imports import SOURCE_ROOT, closure
 
 _FORMATS = {
-    "Kernel": "", "Target": "", "Warps": "", "Registers": "", "Spill (bytes)": ",", "Shared memory (bytes)": ",", "Limit (bytes)": ",",
-    "Matrix instruction": "", "Occupancy": ".0%",
+    "Kernel": "", "Architecture": "", "Tile": "", "Warps": "", "Registers": "", "Spilled bytes": ",", "Shared memory": ",",
+    "Shared memory limit": ",", "Matrix instructions": ",", "Occupancy": ".0%",
 }  # fmt: skip
 COLUMNS = tuple(_FORMATS)
 
@@ -37,11 +37,22 @@ def compiled(module: str) -> list[Report]:
     return [Report(**report) for report in found["reports"]]
 
 
-def compile_table(name: str, module: str, *, cases: tuple[str, ...] = ()) -> list[Report]:
-    """Show the reports of a kernel module as a table (of the named cases, or all) and return them."""
-    reports = [report for report in compiled(module) if not cases or report.case in cases]
+def compile_table(name: str, module: str, *, cases: tuple[str, ...] = (), tiles: dict[str, int] | None = None) -> list[Report]:
+    """Show the reports of a kernel module as a table and return those that are shown.
+
+    ``cases`` names those to show (none: all), and ``tiles`` the tile sizes: ``tiles={"COLUMNS": 4096}``.
+    Raises ValueError for a case that the module has not.
+    """
+    reports = compiled(module)
+    unknown = sorted(set(cases) - {report.case for report in reports})
+    if unknown:
+        raise ValueError(f"cases: got {unknown[0]!r}, expected some of {', '.join(sorted({report.case for report in reports}))}")
+    wanted = (tiles or {}).items()
+    shown = [report for report in reports if (not cases or report.case in cases) and wanted <= report.tiles.items()]
     rows = [
-        (r.case, r.target, r.num_warps, r.registers, r.spill, r.shared, r.shared_limit, r.tensor_core or "—", r.occupancy) for r in reports
-    ]
+        (r.case, r.target, " × ".join(map(str, r.tiles.values())), r.num_warps, r.registers, r.spill, r.shared, r.shared_limit,
+         r.tensor_core_count, r.occupancy)
+        for r in shown
+    ]  # fmt: skip
     table(name, columns=COLUMNS, rows=rows, formats=tuple(_FORMATS.values()))
-    return reports
+    return shown

@@ -52,7 +52,9 @@ _NAMES = re.compile(
     re.VERBOSE | re.ASCII,
 )
 _YEAR = r"(?<![\d.,])(?:19[5-9]\d|20[0-2]\d)"
-_COUNTED = r"(?:tokens?|steps?|words?|examples?|samples?|parameters?|updates?|characters?|sentences?|iterations?|epochs?|bytes?|bits|times|points?)"
+_COUNTED = (
+    r"(?:tokens?|steps?|words?|examples?|samples?|parameters?|updates?|characters?|sentences?|iterations?|epochs?|bytes?|bits|times|points?)"
+)
 _YEARS = {
     "en": re.compile(rf"{_YEAR}s?(?![\d%A-Za-z]|[.,]\d|[-– ]+(?:[a-z]+[ ])?{_COUNTED}\b)"),
     "ja": re.compile(rf"{_YEAR}[ ]?年|(?<=[(（]){_YEAR}(?=[)）])|(?<=[A-Za-z.,、，][ ]){_YEAR}(?=[)）,、。])"),

@@ -10,6 +10,7 @@ from html import escape
 from rundoku.site import evidence
 from rundoku.site.catalogue import CatalogueError, Entry
 from rundoku.site.lineage import lineage as rooms_imported
+from rundoku.site.made import copies, copy_name
 from rundoku.site.parts import Context, entry_list, filters, line, progress, title_of
 
 __all__ = ["FENCES", "Context"]
@@ -145,14 +146,15 @@ def bibtex(context: Context, *args: str) -> str:
 
 
 def downloads(context: Context, *args: str) -> str:
-    """The room as one file, the note as a notebook, and the documented source; the files lie beside the page."""
+    """The room as one file, its kernels where they are a file of their own, the note as a notebook, and the documented source."""
     entry = context.entry()
     name = entry.slug.replace("-", "_")
-    targets = {"copy": f"{name}.py", "notebook": f"{name}.ipynb", "source": context.link(f"api/{entry.slug}")}
+    targets = [("copy" if part == name else "kernel", copy_name(part)) for part in copies(entry.room, entry.slug, context.root)]
+    targets += [("notebook", f"{name}.ipynb"), ("source", context.link(f"api/{entry.slug}"))]
     items = (
         f'<li><a href="{escape(target)}"{"" if kind == "source" else " download"}>{context.word(f"download.{kind}")}</a>'
         f'<span class="tagline">{context.word(f"download.{kind}.more")}</span></li>'
-        for kind, target in targets.items()
+        for kind, target in targets
     )
     return f'<ul class="downloads">{"".join(items)}</ul>'
 

@@ -123,15 +123,19 @@ def test_the_rule_allows_twice_plain_torchs_error_and_no_more():
 
 
 def test_the_table_on_a_page_rests_on_the_kernels_source(monkeypatch):
-    report = Report("forward", "sm_90", {"BLOCK": 64}, 4, 2, 40, 0, 1024, 232448, 0, "", 0, 0.75)
-    monkeypatch.setattr(show, "compile_report", lambda module: [report, replace(report, case="backward")])
+    report = Report("forward", "sm_90", {"ROWS": 2, "BLOCK": 64}, 4, 2, 40, 0, 1024, 232448, 0, "wgmma.mma_async", 8, 0.75)
+    others = [replace(report, case="backward"), replace(report, tiles={"ROWS": 2, "BLOCK": 32})]
+    monkeypatch.setattr(show, "compile_report", lambda module: [report, *others])
     listening = recording.Recording()
     recording.listen(listening)
     try:
-        assert show.compile_table("compiled", "rundoku.gpu.launch", cases=("forward",)) == [report]
+        assert show.compile_table("compiled", "rundoku.gpu.launch", cases=("forward",), tiles={"BLOCK": 64}) == [report]
+        assert show.compile_table("compiled", "rundoku.gpu.launch") == [report, *others]
+        with pytest.raises(ValueError, match="cases: got 'sideways', expected some of backward, forward"):
+            show.compile_table("compiled", "rundoku.gpu.launch", cases=("sideways",))
     finally:
         recording.listen(None)
-    (item,) = listening.items
+    item = listening.items[0]
     assert item["columns"] == list(show.COLUMNS)
-    assert item["rows"] == [["forward", "sm_90", 4, 40, 0, 1024, 232448, "—", 0.75]]
+    assert item["rows"] == [["forward", "sm_90", "2 × 64", 4, 40, 0, 1024, 232448, 8, 0.75]]
     assert any(path.name == "launch.py" for path in listening.opened)

@@ -24,26 +24,19 @@ SPLIT_ABOVE = 8_192  # C: from here on the sums over rows for dw and db do not f
 PROGRAMS = 512  # that walk over rows in backward, at most: each leaves one partial sum of dw and db, added up in a fixed order
 
 
-def _table(*warps: int) -> tuple[Config, ...]:
-    """Return one entry a power of two of C, from 128, with the warps of each; narrow rows share a tile of 2,048 elements."""
-    widths = [128 << i for i in range(len(warps))]
-    return tuple(Config({"ROWS": max(1, 2048 // width), "COLUMNS": width}, each, num_stages=1) for width, each in zip(widths, warps))
+# One table serves every target: none asks for another to stay free of spills. Narrow rows share a tile of 2,048 elements.
+_WARPS = {128: 4, 256: 4, 512: 4, 1024: 4, 2048: 4, 4096: 8, 8192: 16, 16_384: 16}  # by C, rounded up to a power of two
+_TABLE = tuple(Config({"ROWS": max(1, 2048 // width), "COLUMNS": width}, warps, num_stages=1) for width, warps in _WARPS.items())
+CONFIGS: dict[str, tuple[Config, ...]] = dict.fromkeys(("sm_80", "sm_90", "sm_100", "gfx942", "other", "interpreter"), _TABLE)
+SUMS_CONFIG = Config({"ROWS": 16, "COLUMNS": 128}, num_warps=4, num_stages=1)
 
 
-# C up to:        128 256 512 1024 2048 4096 8192 16384
-_NVIDIA = _table(4, 4, 4, 4, 4, 8, 16, 16)  # forward and backward
-_AMD = {"forward": _table(4, 4, 4, 4, 4, 8, 8, 16), "backward": _table(4, 4, 4, 4, 4, 8, 16, 16)}
-CONFIGS: dict[str, tuple[Config, ...]] = {
-    **dict.fromkeys(("sm_80", "sm_90", "sm_100", "other", "interpreter"), _NVIDIA), "gfx942": _AMD["forward"],
-}  # fmt: skip
-BACKWARD_CONFIGS: dict[str, tuple[Config, ...]] = {**CONFIGS, "gfx942": _AMD["backward"]}
-SUMS_CONFIG = Config({"ROWS": 16, "COLUMNS": 128}, num_warps=4, num_stages=1)  # on every target
+def config_for(tensor: torch.Tensor) -> Config:
+    """Return the entry of CONFIGS for a tensor's device and last axis, forward and backward alike."""
+    return next(config for config in CONFIGS[target_of(tensor)] if config.tiles["COLUMNS"] >= tensor.shape[-1])
 
 
-def _config(table: dict[str, tuple[Config, ...]], tensor: torch.Tensor) -> Config:
-    return next(config for config in table[target_of(tensor)] if config.tiles["COLUMNS"] >= tensor.shape[-1])
-
-
+# --8<-- [start:forward]
 @triton.jit
 def _forward(
     x, residual, weight, bias, y, h, mean, rstd, n_rows, n_columns, x_stride, residual_stride, eps,
@@ -70,6 +63,7 @@ def _forward(
     tl.store(y + packed, result.to(y.dtype.element_ty), mask=inside)
     tl.store(mean + row, mu, mask=row < n_rows)
     tl.store(rstd + row, rho, mask=row < n_rows)
+    # --8<-- [end:forward]
 
 
 @triton.jit
@@ -141,7 +135,7 @@ def _op(
     y, h, mean, rstd = _outputs(x, residual, weight, bias, eps)
     rows, n_columns = _rows(x), x.shape[-1]
     if rows.shape[0]:
-        config = _config(CONFIGS, x)
+        config = config_for(x)
         other = None if residual is None else _rows(residual)
         _forward[(triton.cdiv(rows.shape[0], config.tiles["ROWS"]),)](
             rows, other, weight, bias, y, None if other is None else h, mean, rstd, rows.shape[0], n_columns,
@@ -169,20 +163,20 @@ def _backward_op(
     n_rows, n_columns = tile.shape
     if not n_rows:
         return dx, dweight.zero_(), dbias.zero_()
-    config = _config(BACKWARD_CONFIGS, h)
+    config = config_for(h)
     tiles = triton.cdiv(n_rows, config.tiles["ROWS"])
     apart = sums and n_columns > SPLIT_ABOVE
     programs = min(PROGRAMS, triton.cdiv(n_rows, SUMS_CONFIG.tiles["ROWS"]) if apart else tiles)
-    partial = h.new_empty(2, programs, n_columns, dtype=torch.float32) if sums else (None, None)  # of dw and of db
+    partial = h.new_empty(2, programs, n_columns, dtype=torch.float32) if sums else None  # of dw and of db
     _backward[(programs if sums and not apart else tiles,)](
-        grad, more, tile, weight, mean, rstd, dx, *((None, None) if apart else partial), n_rows, n_columns,
+        grad, more, tile, weight, mean, rstd, dx, *((None, None) if apart or partial is None else partial), n_rows, n_columns,
         grad.stride(0), 0 if more is None else more.stride(0), tile.stride(0), **config.launch(),
     )  # fmt: skip
-    if apart:
+    if partial is not None and apart:
         _sums[(triton.cdiv(n_columns, SUMS_CONFIG.tiles["COLUMNS"]), programs)](
             grad, tile, mean, rstd, *partial, n_rows, n_columns, grad.stride(0), tile.stride(0), **SUMS_CONFIG.launch()
         )
-    if sums:
+    if partial is not None:
         torch.sum(partial[0], 0, out=dweight)
         torch.sum(partial[1], 0, out=dbias)
     return dx, dweight, dbias
@@ -194,7 +188,7 @@ def _gradients(
     sums: bool,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:  # fmt: skip
     width = h.shape[-1] if sums else 0
-    return h.new_empty(h.shape), *(h.new_empty(width, dtype=torch.float32) for _ in range(2))
+    return h.new_empty(h.shape), h.new_empty(width, dtype=torch.float32), h.new_empty(width, dtype=torch.float32)
 
 
 def _rows(tensor: torch.Tensor) -> torch.Tensor:
@@ -271,7 +265,8 @@ def reference(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Return normalised and plain sum as plain torch computes them: in float64 with ``upcast``, else in the dtypes given."""
     if upcast:
-        x, weight, bias, residual = (None if tensor is None else tensor.double() for tensor in (x, weight, bias, residual))
+        x = x.double()
+        weight, bias, residual = (None if tensor is None else tensor.double() for tensor in (weight, bias, residual))
     h = x if residual is None else x + residual
     return norm.layer_norm(h, weight, bias, eps), h
 
@@ -287,7 +282,7 @@ def compile_cases(target: str) -> list[Case]:
         cases += [Case(f"forward, {dtype}", _forward, forward, config) for config in entries]
         strides = {"dy_stride": "i32", "dh_stride": "i32", "h_stride": "i32"}
         backward = _types(dtype, "dy dh h dx") | _types("fp32", "weight mean rstd") | rows | strides
-        for config in BACKWARD_CONFIGS[target][: len(entries)]:
+        for config in entries:
             if config.tiles["COLUMNS"] > SPLIT_ABOVE:
                 cases.append(Case(f"backward, {dtype}", _backward, backward, config, {"dweight": None, "dbias": None}))
             else:

@@ -2,17 +2,26 @@
 
 import copy
 from functools import cache
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from rundoku.data import python_code, shakespeare
-from rundoku.papers.attention_is_all_you_need import FeedForward, MultiHeadAttention
-from rundoku.papers.lora.analysis import amplification, subspace_similarity
-from rundoku.papers.lora.language_model import CausalLM, batch, count, encode, evaluate, loss, pack, train, trainable, unpack
-from rundoku.papers.lora.layers import LoRAConfig
-from rundoku.papers.lora.model import apply_lora, load_lora_state_dict, lora_layers, lora_state_dict, merge_adapters, unmerge_adapters
+from rundoku.papers.lora import (
+    LoRAConfig,
+    amplification,
+    apply_lora,
+    load_lora_state_dict,
+    lora_layers,
+    lora_state_dict,
+    merge_adapters,
+    subspace_similarity,
+    unmerge_adapters,
+    use_adapters,
+)
+from rundoku.papers.lora import language_model as lm
 from rundoku.show import experiment
 
 LENGTH, SIZE = 64, 16  # characters the model sees, stretches in a batch
@@ -24,31 +33,12 @@ ALPHA = 8.0
 # --- GPT-3, counted -------------------------------------------------------------------------------------------------------------------
 
 
-def gpt3() -> nn.Module:
-    """Return the weights of GPT-3 175B as modules on the meta device: real shapes, no storage (Brown et al. 2020, Table 2.1)."""
-    d_model, n_layers, n_heads, vocabulary, context = 12_288, 96, 96, 50_257, 2048
-    with torch.device("meta"):
-        model = nn.ModuleDict({"tokens": nn.Embedding(vocabulary, d_model), "positions": nn.Embedding(context, d_model)})
-        model["layers"] = nn.ModuleList(
-            nn.ModuleDict(
-                {
-                    "attention": MultiHeadAttention(d_model, n_heads, bias=True),
-                    "feed_forward": FeedForward(d_model, 4 * d_model),
-                    "norms": nn.ModuleList(nn.LayerNorm(d_model) for _ in range(2)),
-                }
-            )
-            for _ in range(n_layers)
-        )
-        model["norm"] = nn.LayerNorm(d_model)
-    return model
-
-
 @experiment
 def gpt3_counts(*, settings: tuple[tuple[tuple[str, ...], int], ...]) -> dict:
     """Count GPT-3's parameters, and the trainable ones after `apply_lora` for each pair of targets and rank."""
-    base = gpt3()
-    full = count(base.parameters())
-    trained = [count(trainable(apply_lora(copy.deepcopy(base), targets, LoRAConfig(rank=rank)))) for targets, rank in settings]
+    base = lm.gpt3()
+    full = lm.count(base.parameters())
+    trained = [lm.count(lm.trainable(apply_lora(copy.deepcopy(base), targets, LoRAConfig(rank=rank)))) for targets, rank in settings]
     return {"full": full, "trained": trained}
 
 
@@ -61,9 +51,9 @@ def gpt3_training_memory(*, targets: tuple[str, ...], rank: int) -> dict:
     """Count the bytes of weights, gradients and Adam's two moments for GPT-3 in half precision, as AdamW itself allocates them."""
     found = {}
     for method in ("full", "lora"):
-        model = gpt3() if method == "full" else apply_lora(gpt3(), targets, LoRAConfig(rank=rank))
+        model = lm.gpt3() if method == "full" else apply_lora(lm.gpt3(), targets, LoRAConfig(rank=rank))
         model.half()
-        for parameter in (parameters := trainable(model)):
+        for parameter in (parameters := lm.trainable(model)):
             parameter.grad = torch.empty_like(parameter)
         optimizer = torch.optim.AdamW(parameters, foreach=False)
         optimizer.step()
@@ -79,13 +69,13 @@ def gpt3_training_memory(*, targets: tuple[str, ...], rank: int) -> dict:
 @cache
 def _text(domain: str) -> tuple[Tensor, Tensor]:
     """Return the parts of a text to train on and to test on."""
-    text = encode({"plays": shakespeare.plays, "poems": shakespeare.poems, "code": python_code.code}[domain]())
+    text = lm.encode({"plays": shakespeare.plays, "poems": shakespeare.poems, "code": python_code.code}[domain]())
     cut = len(text) * 9 // 10
     return text[:cut], text[cut:]
 
 
-def _model() -> CausalLM:
-    return CausalLM(d_model=128, n_layers=2, n_heads=4)
+def _model() -> lm.CausalLM:
+    return lm.CausalLM(d_model=128, n_layers=2, n_heads=4)
 
 
 @experiment
@@ -93,17 +83,17 @@ def pretrain(*, steps: int, seed: int) -> dict:
     """Train the base model on the plays (some 45 s: in less, there is no language to adapt)."""
     torch.manual_seed(seed)
     model = _model()
-    losses = train(model, _text("plays")[0], steps=steps, size=SIZE, length=LENGTH, rate=6e-3, seed=seed)
-    zero_shot = {domain: evaluate(model, _text(domain)[1], LENGTH) for domain in ("plays", "poems", "code")}
-    return {"losses": losses, "loss": zero_shot, "parameters": count(model.parameters()), "weights": pack(model.state_dict())}
+    losses = lm.train(model, _text("plays")[0], steps=steps, size=SIZE, length=LENGTH, rate=6e-3, seed=seed)
+    zero_shot = {domain: lm.evaluate(model, _text(domain)[1], LENGTH) for domain in ("plays", "poems", "code")}
+    return {"losses": losses, "loss": zero_shot, "parameters": lm.count(model.parameters()), "weights": lm.pack(model.state_dict())}
 
 
 @cache
 def _base_weights(steps: int, seed: int) -> dict[str, Tensor]:
-    return unpack(pretrain(steps=steps, seed=seed).as_dict()["weights"])
+    return lm.unpack(pretrain(steps=steps, seed=seed).as_dict()["weights"])
 
 
-def base_model() -> CausalLM:
+def base_model() -> lm.CausalLM:
     """Return the pre-trained model that every experiment starts from."""
     model = _model()
     model.load_state_dict(_base_weights(steps=1000, seed=0))
@@ -123,17 +113,37 @@ def adapt(*, domain: str, method: str, targets: tuple[str, ...] = (), rank: int 
     elif method == "head":
         model.requires_grad_(False).head.requires_grad_(True)
     learning, testing = _text(domain)
-    train(model, learning, steps=150, size=SIZE, length=LENGTH, rate=RATES[method], seed=seed)
+    lm.train(model, learning, steps=150, size=SIZE, length=LENGTH, rate=RATES[method], seed=seed)
     state = lora_state_dict(model) if method == "lora" else {}
-    return {"loss": evaluate(model, testing, LENGTH), "trained": count(trainable(model)), "adapter": pack(state)}
+    return {"loss": lm.evaluate(model, testing, LENGTH), "trained": lm.count(lm.trainable(model)), "adapter": lm.pack(state)}
 
 
-def adapted(domain: str, targets: tuple[str, ...], rank: int, seed: int = 1) -> CausalLM:
+def adapted(domain: str, targets: tuple[str, ...], rank: int, seed: int = 1) -> nn.Module:
     """Return the base model with the adapter that `adapt` trained."""
     found = adapt(domain=domain, method="lora", targets=targets, rank=rank, seed=seed).as_dict()
     model = apply_lora(base_model(), targets, LoRAConfig(rank=rank, alpha=ALPHA))
-    load_lora_state_dict(model, unpack(found["adapter"]))
+    load_lora_state_dict(model, lm.unpack(found["adapter"]))
     return model
+
+
+# --8<-- [start:switching]
+@experiment
+def switching(*, domains: tuple[str, ...], targets: tuple[str, ...], rank: int) -> dict:
+    """Put the adapters of several domains beside one base model, and measure each alone, an even blend of all, and the base."""
+    model = base_model()
+    for domain in domains:
+        apply_lora(model, targets, LoRAConfig(rank=rank, alpha=ALPHA), adapter=domain)
+        found = adapt(domain=domain, method="lora", targets=targets, rank=rank).as_dict()
+        load_lora_state_dict(model, lm.unpack(found["adapter"]), adapter=domain)
+    blends = {"none": {}, **{domain: {domain: 1.0} for domain in domains}, "blend": {domain: 1 / len(domains) for domain in domains}}
+    losses = {}
+    for name, blend in blends.items():
+        use_adapters(model, blend)
+        losses[name] = {domain: lm.evaluate(model, _text(domain)[1], LENGTH) for domain in domains}
+    return losses
+
+
+# --8<-- [end:switching]
 
 
 # --- what the updates look like (§7) --------------------------------------------------------------------------------------------------
@@ -154,13 +164,21 @@ def subspaces(*, domain: str, ranks: tuple[int, int], seeds: tuple[int, int], co
 
 
 @experiment
-def amplified(*, domain: str, ranks: tuple[int, ...], layer: str) -> dict:
-    """Compare the update of one layer with its weight, as Table 7 does, for each rank."""
-    found = {}
+def amplified(*, domain: str, ranks: tuple[int, ...], controls: int) -> dict:
+    """Compare the update of every adapted layer with its weight, as Table 7 does, for each rank and with many random matrices for one."""
+    found: dict[str, dict] = {}
     for rank in ranks:
-        chosen = lora_layers(adapted(domain, ATTENTION, rank))[layer]
-        measured = amplification(chosen.base.weight.detach(), chosen.delta().detach(), rank)
-        found[str(rank)] = {"norms": measured, "factor": measured.factor}
+        for name, layer in lora_layers(adapted(domain, ATTENTION, rank)).items():
+            weight, delta = layer.base.weight.detach(), layer.delta().detach()
+            draws = [amplification(weight, delta, rank, seed) for seed in range(controls)]
+            random = torch.tensor([draw.through_random for draw in draws])
+            found.setdefault(name, {})[str(rank)] = {
+                "weight": draws[0].weight,
+                "delta": draws[0].delta,
+                "through": {"delta": draws[0].through_delta, "weight": draws[0].through_weight, "random": random.mean()},
+                "highest_random": random.max(),
+                "factor": draws[0].factor,
+            }
     return found
 
 
@@ -170,7 +188,7 @@ def amplified(*, domain: str, ranks: tuple[int, ...], layer: str) -> dict:
 @experiment
 def merging(*, domain: str, targets: tuple[str, ...], rank: int) -> dict:
     """Compare base, adapted and merged model: their logits, their work, and what is left of the update in each number format."""
-    tokens = batch(_text(domain)[1], 8, LENGTH, torch.Generator().manual_seed(0))[:, :-1]
+    tokens = lm.batch(_text(domain)[1], 8, LENGTH, torch.Generator().manual_seed(0))[:, :-1]
 
     def run(model: nn.Module) -> tuple[Tensor, int]:
         with torch.no_grad(), FlopCounterMode(display=False) as counter:
@@ -216,8 +234,8 @@ def merging_in_half_precision(*, domain: str, targets: tuple[str, ...], rank: in
 @experiment
 def starts(*, domain: str, rank: int) -> dict:
     """Give A and B each a zero or a random start: the loss before training, and the gradients that reach A and B."""
-    tokens = batch(_text(domain)[0], SIZE, LENGTH, torch.Generator().manual_seed(0))
-    found = {"base": loss(base_model(), tokens).item()}
+    tokens = lm.batch(_text(domain)[0], SIZE, LENGTH, torch.Generator().manual_seed(0))
+    found: dict[str, Any] = {"base": lm.loss(base_model(), tokens).item()}
     for name, zero_a, zero_b in (("A random, B zero", False, True), ("both zero", True, True), ("both random", False, False)):
         torch.manual_seed(0)
         model = apply_lora(base_model(), ATTENTION, LoRAConfig(rank=rank, alpha=ALPHA))
@@ -226,7 +244,7 @@ def starts(*, domain: str, rank: int) -> dict:
                 nn.init.kaiming_uniform_(layer.lora_B["default"], a=5**0.5)
             if zero_a:
                 nn.init.zeros_(layer.lora_A["default"])
-        start = loss(model, tokens)
+        start = lm.loss(model, tokens)
         start.backward()
         gradients = {part: [p.grad for n, p in model.named_parameters() if f"lora_{part}" in n and p.grad is not None] for part in "AB"}
         found[name] = {"loss": start.item(), **{part: nn.utils.get_total_norm(grads) for part, grads in gradients.items()}}
@@ -235,8 +253,8 @@ def starts(*, domain: str, rank: int) -> dict:
 
 @experiment
 def scaling(*, domain: str, ranks: tuple[int, ...], steps: int) -> dict:
-    """Train some steps with Adam at one learning rate and measure how far the logits moved at each rank, for three factors of the update."""
-    tokens = batch(_text(domain)[0], SIZE, LENGTH, torch.Generator().manual_seed(9))[:, :-1]
+    """Train some steps with Adam at one learning rate and measure how far the logits move at each rank, for three factors."""
+    tokens = lm.batch(_text(domain)[0], SIZE, LENGTH, torch.Generator().manual_seed(9))[:, :-1]
     start = base_model()(tokens).detach()
     found = {}
     for name, alpha in (("α/r", lambda r: ALPHA), ("α/√r", lambda r: ALPHA * r**0.5), ("α", lambda r: ALPHA * r)):
@@ -244,7 +262,7 @@ def scaling(*, domain: str, ranks: tuple[int, ...], steps: int) -> dict:
         for rank in ranks:
             torch.manual_seed(0)
             model = apply_lora(base_model(), ATTENTION, LoRAConfig(rank=rank, alpha=alpha(rank)))
-            train(model, _text(domain)[0], steps=steps, size=SIZE, length=LENGTH, rate=1e-4, seed=0)
+            lm.train(model, _text(domain)[0], steps=steps, size=SIZE, length=LENGTH, rate=1e-4, seed=0)
             moved.append((model(tokens).detach() - start).square().mean().sqrt())
         found[name] = torch.stack(moved)
     return found
@@ -256,20 +274,20 @@ def frozen_too_late(*, domain: str, steps: int, weight_decay: float) -> dict:
     found = {}
     for name in ("before the optimizer", "after a first step"):
         model = base_model()
-        tokens = batch(_text(domain)[0], SIZE, LENGTH, torch.Generator().manual_seed(0))
+        tokens = lm.batch(_text(domain)[0], SIZE, LENGTH, torch.Generator().manual_seed(0))
         if name == "before the optimizer":
             model.requires_grad_(False).head.requires_grad_(True)
         optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3, weight_decay=weight_decay)
         if name == "after a first step":
-            loss(model, tokens).backward()
+            lm.loss(model, tokens).backward()
             optimizer.zero_grad(set_to_none=False)
             model.requires_grad_(False).head.requires_grad_(True)
-        frozen = model.encoder.layers[0].self_attention.query.weight
+        frozen = model.get_parameter("encoder.layers.0.self_attention.query.weight")
         before = frozen.detach().clone()
         for _ in range(steps):
             optimizer.zero_grad(set_to_none=False)
-            loss(model, tokens).backward()
+            lm.loss(model, tokens).backward()
             optimizer.step()
         moments = [entry["exp_avg"] for entry in optimizer.state.values()]
-        found[name] = {"kept": (frozen.norm() / before.norm()).item(), "moments": 2 * count(moments)}
+        found[name] = {"kept": (frozen.norm() / before.norm()).item(), "moments": 2 * lm.count(moments)}
     return found

@@ -1,4 +1,4 @@
-"""The small causal language model that the experiments train and adapt: the Transformer's encoder layers behind a causal mask.
+"""What the experiments adapt: a small causal language model, and GPT-3 without its storage.
 
 Axes: B batch, N length, C model width, V vocabulary (here 128, one token for each ASCII character).
 """
@@ -11,7 +11,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from rundoku.papers.attention_is_all_you_need import Encoder, TransformerConfig, causal_mask, sinusoidal_positions
+from rundoku.papers.attention_is_all_you_need import (
+    Encoder,
+    FeedForward,
+    MultiHeadAttention,
+    TransformerConfig,
+    causal_mask,
+    sinusoidal_positions,
+)
 
 VOCABULARY = 128
 
@@ -32,6 +39,25 @@ class CausalLM(nn.Module):
         length, width = tokens.shape[-1], self.tokens.embedding_dim
         x = self.tokens(tokens) * math.sqrt(width) + sinusoidal_positions(length, width, tokens.device)  # [B, N, C]
         return self.head(self.encoder(x, causal_mask(length, tokens.device)))
+
+
+def gpt3() -> nn.Module:
+    """Return the weights of GPT-3 175B as modules on the meta device: real shapes, no storage (Brown et al. 2020, Table 2.1)."""
+    d_model, n_layers, n_heads, vocabulary, context = 12_288, 96, 96, 50_257, 2048
+    with torch.device("meta"):
+        model = nn.ModuleDict({"tokens": nn.Embedding(vocabulary, d_model), "positions": nn.Embedding(context, d_model)})
+        model["layers"] = nn.ModuleList(
+            nn.ModuleDict(
+                {
+                    "attention": MultiHeadAttention(d_model, n_heads, bias=True),
+                    "feed_forward": FeedForward(d_model, 4 * d_model),
+                    "norms": nn.ModuleList(nn.LayerNorm(d_model) for _ in range(2)),
+                }
+            )
+            for _ in range(n_layers)
+        )
+        model["norm"] = nn.LayerNorm(d_model)
+    return model
 
 
 def encode(text: str) -> Tensor:

@@ -1,0 +1,235 @@
+# --8<-- [start:setup]
+from rundoku.papers.lora import LoRAConfig, apply_lora, lora_state_dict, merge_adapters
+from rundoku.papers.lora import experiments
+from rundoku.papers.lora.experiments import ATTENTION, EVERY_LINEAR
+from rundoku.show import claim, figure, heatmap, publish, table
+# --8<-- [end:setup]
+
+# --8<-- [start:parameter-count]
+QV, ALL_FOUR = ("query", "value"), ("query", "key", "value", "output")
+settings = ((("value",), 2), (QV, 1), (QV, 4), (ALL_FOUR, 2), (QV, 8), (ALL_FOUR, 4), (QV, 64))
+gpt3 = experiments.gpt3_counts(settings=settings)
+table(
+    "gpt3",
+    columns=("Adapted", "Rank", "Trainable parameters", "Times fewer", "Checkpoint, MB"),
+    rows=[(", ".join(names), r, n, gpt3.full / n, 2 * n / 1e6) for (names, r), n in zip(settings, gpt3.trained, strict=True)],
+    formats=("", "", ",", ",.0f", ",.1f"),
+)
+trained = dict(zip(settings, gpt3.trained, strict=True))
+publish(full=gpt3.full, full_billions=gpt3.full / 1e9, rank_4=trained[QV, 4], rank_4_times=gpt3.full / trained[QV, 4])
+publish(full_gb=2 * gpt3.full / 1e9, rank_4_mb=2 * trained[QV, 4] / 1e6)
+# --8<-- [end:parameter-count]
+
+# --8<-- [start:training-memory]
+memory = experiments.gpt3_training_memory(targets=QV, rank=4)
+parts = ("weights", "gradients", "moments")
+table(
+    "memory",
+    columns=("In memory, GB", "full fine-tuning", "LoRA"),
+    rows=[(part, memory.full[part] / 1e9, memory.lora[part] / 1e9) for part in parts],
+    formats=("", ",.1f", ",.2f"),
+)
+held = {method: memory[method].weights + memory[method].moments for method in ("full", "lora")}
+saved = 1 - held["lora"] / held["full"]
+publish(memory_rank=4, saved=saved, saved_with_gradients=1 - sum(memory.lora[p] for p in parts) / sum(memory.full[p] for p in parts))
+# --8<-- [end:training-memory]
+
+# --8<-- [start:apply]
+model = experiments.base_model()
+apply_lora(model, ["query", "value"], LoRAConfig(rank=8, alpha=8))
+for name, tensor in lora_state_dict(model).items():
+    print(f"{name:<55} {tuple(tensor.shape)}")
+# --8<-- [end:apply]
+
+# --8<-- [start:switching]
+base = experiments.pretrain(steps=1000, seed=0)
+losses = experiments.switching(domains=("poems", "code"), targets=EVERY_LINEAR, rank=8)
+names = {"none": "base model", "poems": "poems", "code": "code", "blend": "half of each"}
+table(
+    "switching",
+    columns=("Adapter in use", "Loss on poems", "Loss on code"),
+    rows=[(names[name], loss.poems, loss.code) for name, loss in losses.items()],
+    formats=("", ".3f", ".3f"),
+)
+publish(parameters=base.parameters, base_plays=base.loss.plays, base_poems=base.loss.poems, base_code=base.loss.code)
+# --8<-- [end:switching]
+
+# --8<-- [start:rank-sweep]
+RANKS = {"poems": (1, 2, 4, 8, 64), "code": (1, 8, 64)}
+PLACES = {"query and value": ATTENTION, "every linear layer": EVERY_LINEAR}
+whole = {domain: experiments.adapt(domain=domain, method="full") for domain in RANKS}
+head = {domain: experiments.adapt(domain=domain, method="head") for domain in RANKS}
+sweep = {
+    (domain, place, rank): experiments.adapt(domain=domain, method="lora", targets=PLACES[place], rank=rank)
+    for domain, ranks in RANKS.items()
+    for place in PLACES
+    for rank in ranks
+}
+with figure("rank-sweep", columns=2, size=(7.2, 3.2)) as both:
+    for axes, (domain, ranks) in zip(both, RANKS.items(), strict=True):
+        for place in PLACES:
+            axes.plot(ranks, [sweep[domain, place, rank].loss for rank in ranks], marker="o", label=place)
+        axes.axhline(head[domain].loss, color="C2", linestyle=":", label="output layer only")
+        axes.axhline(whole[domain].loss, color="C3", linestyle="--", label="full fine-tuning")
+        axes.set(xscale="log", xlabel="Rank", title=domain)
+        axes.set_xticks(ranks, map(str, ranks))
+        axes.minorticks_off()
+    both[0].set_ylabel("Test loss")
+    both[1].legend(loc="upper right")
+# --8<-- [end:rank-sweep]
+
+
+# --8<-- [start:gains]
+def gain(domain, run):
+    """Return the part of full fine-tuning's gain over the base model that a run reaches."""
+    return (base.loss[domain] - run.loss) / (base.loss[domain] - whole[domain].loss)
+
+
+runs = {"full fine-tuning": whole, "output layer only": head}
+runs |= {f"{place}, rank {rank}": {d: sweep[d, place, rank] for d in RANKS} for place in PLACES for rank in RANKS["code"]}
+table(
+    "adaptation",
+    columns=("Trained", "Trainable parameters", "Poems: loss", "Poems: part of the gain", "Code: loss", "Code: part of the gain"),
+    rows=[
+        (name, run["poems"].trained, run["poems"].loss, gain("poems", run["poems"]), run["code"].loss, gain("code", run["code"]))
+        for name, run in runs.items()
+    ],
+    formats=("", ",", ".3f", ".0%", ".3f", ".0%"),
+)
+near = {rank: gain("poems", sweep["poems", "query and value", rank]) for rank in RANKS["poems"]}
+linear = sweep["poems", "every linear layer", 8]
+behind = {domain: sweep[domain, "query and value", 8].loss - whole[domain].loss for domain in RANKS}
+publish(near_1=near[1], near_8=near[8], near_64=near[64], behind_poems=behind["poems"], behind_code=behind["code"])
+publish(head_gain=gain("poems", head["poems"]), linear_gain=gain("poems", linear), linear_share=linear.trained / base.parameters)
+# --8<-- [end:gains]
+
+# --8<-- [start:placement]
+choices = [(("query",), 8), (("key",), 8), (("value",), 8), (("output",), 8), (("query", "key"), 4), (QV, 4), (ALL_FOUR, 2)]
+placed = {names: experiments.adapt(domain="poems", method="lora", targets=names, rank=r) for names, r in choices}
+table(
+    "placement",
+    columns=("Adapted", "Rank", "Trainable parameters", "Loss on poems"),
+    rows=[(", ".join(names), r, placed[names].trained, placed[names].loss) for names, r in choices],
+    formats=("", "", ",", ".3f"),
+)
+publish(budget=placed[QV].trained, query_loss=placed[("query",)].loss, both_loss=placed[QV].loss)
+# --8<-- [end:placement]
+
+# --8<-- [start:subspaces]
+found = experiments.subspaces(domain="poems", ranks=(8, 64), seeds=(1, 1), controls=20)
+layer = "encoder.layers.1.self_attention"
+maps = {"query": found.trained[f"{layer}.query"], "value": found.trained[f"{layer}.value"], "random": found.random}
+with figure("subspaces", rows=3, size=(7.0, 4.4), sharex=True) as panels:
+    for axes, (name, similarity) in zip(panels, maps.items(), strict=True):
+        heatmap(axes, similarity, high=1.0)
+        axes.set(title=name, ylabel="i of 8")
+    panels[-1].set_xlabel("j of 64")
+shared = min(similarity[0][0] for similarity in found.trained.as_dict().values())
+publish(low_rank=8, high_rank=64, shared=shared, shared_random=found.random[0][0])
+# --8<-- [end:subspaces]
+
+# --8<-- [start:amplification]
+amplified = experiments.amplified(domain="poems", ranks=(4, 64), controls=50)[f"{layer}.query"]
+directions = {"of the update": "delta", "of the weight itself": "weight", "of a random matrix": "random"}
+table(
+    "amplification",
+    columns=("Directions", "Norm at rank 4", "Norm at rank 64"),
+    rows=[(name, amplified["4"].through[key], amplified["64"].through[key]) for name, key in directions.items()],
+    formats=("", ".2f", ".2f"),
+)
+publish(weight_norm=amplified["4"].weight, delta_4=amplified["4"].delta, delta_64=amplified["64"].delta)
+publish(draws=50, factor_4=amplified["4"].factor, factor_64=amplified["64"].factor, highest_random=amplified["4"].highest_random)
+# --8<-- [end:amplification]
+
+# --8<-- [start:merging]
+merging = experiments.merging(domain="poems", targets=EVERY_LINEAR, rank=8)
+work = merging.work
+table(
+    "merging",
+    columns=("Model", "Floating-point operations", "Ratio"),
+    rows=[
+        ("base model", work.base, 1.0),
+        ("adapter beside the weight", work.adapted, work.adapted / work.base),
+        ("merged", work.merged, work.merged / work.base),
+    ],
+    formats=("", ",", ".3f"),
+)
+publish(merge_difference=merging.difference, merge_effect=merging.effect, residue=merging.residue)
+# --8<-- [end:merging]
+
+# --8<-- [start:starts]
+starts = experiments.starts(domain="poems", rank=8)
+kinds = ("A random, B zero", "both zero", "both random")
+table(
+    "starts",
+    columns=("Start", "Loss before training", "Gradient norm of A", "Gradient norm of B"),
+    rows=[(kind, starts[kind].loss, starts[kind].A, starts[kind].B) for kind in kinds],
+    formats=("", ".6f", ".4f", ".4f"),
+)
+publish(start_base=starts.base)
+# --8<-- [end:starts]
+
+# --8<-- [start:scaling]
+SCALED = (1, 4, 16, 64)
+moved = experiments.scaling(domain="poems", ranks=SCALED, steps=20)
+with figure("scaling") as axes:
+    for factor in moved:
+        axes.plot(SCALED, moved[factor], marker="o", label=factor)
+    axes.set(xscale="log", yscale="log", xlabel="Rank", ylabel="Change of the logits")
+    axes.set_xticks(SCALED, map(str, SCALED))
+    axes.minorticks_off()
+    axes.legend()
+spread = {factor: max(sizes) / min(sizes) for factor, sizes in moved.items()}
+publish(spread_over_r=spread["α/r"], spread_root=spread["α/√r"], spread_alpha=spread["α"])
+# --8<-- [end:scaling]
+
+# --8<-- [start:half-precision]
+shares = (1.0, 0.1, 0.01, 0.001)
+rounded = experiments.merging_in_half_precision(domain="poems", targets=EVERY_LINEAR, rank=8, shares=shares)
+with figure("half-precision") as axes:
+    for dtype in ("bfloat16", "float16", "float32"):
+        axes.plot(shares, rounded[dtype].lost, marker="o", label=dtype)
+    axes.set(xscale="log", yscale="log", xlabel="Size of the update, against the trained one", ylabel="Part of the update lost")
+    axes.set_xticks(shares, [f"{share:g}" for share in shares])
+    axes.minorticks_off()
+    axes.legend()
+publish(small=shares[2], bf16_lost=rounded.bfloat16.lost[2], bf16_still=rounded.bfloat16.still[2], fp16_lost=rounded.float16.lost[2])
+# --8<-- [end:half-precision]
+
+# --8<-- [start:frozen-too-late]
+late = experiments.frozen_too_late(domain="poems", steps=20, weight_decay=0.1)
+table(
+    "frozen-too-late",
+    columns=("Base frozen", "Frozen weight's norm after 20 steps", "Numbers that Adam keeps"),
+    rows=[(when, late[when].kept, late[when].moments) for when in ("before the optimizer", "after a first step")],
+    formats=("", ".4%", ","),
+)
+# --8<-- [end:frozen-too-late]
+
+# --8<-- [start:twice]
+merge_adapters(model)
+try:
+    merge_adapters(model)
+except ValueError as error:
+    print(error)
+# --8<-- [end:twice]
+
+# --8<-- [start:claims]
+counted = {setting: round(count / 1e6, 1) for setting, count in trained.items()}
+claim("small-budget", ours=counted[QV, 1], holds=counted[QV, 1] == counted[("value",), 2] == 4.7, kind="exact", format=".1f")
+claim("large-budget", ours=counted[ALL_FOUR, 2], holds=counted[ALL_FOUR, 2] == 37.7, kind="exact", format=".1f")
+times = gpt3.full / trained[QV, 4]
+claim("ten-thousand-times", ours=times, holds=abs(times / 10_000 - 1) < 0.1, kind="exact", format=",.0f")
+claim("two-thirds", ours=saved, holds=abs(saved - 2 / 3) < 0.001, kind="exact", format=".4f")
+claim("no-latency", ours=work.merged / work.base, holds=work.merged == work.base < work.adapted, kind="reproduced", format=".3f")
+claim("rank-one", ours=near[1] / near[64], holds=near[1] / near[64] > 0.9, kind="reproduced", format=".2f")
+claim("more-rank", ours=near[64] / near[8], holds=near[64] / near[8] < 1.05, kind="reproduced", format=".2f")
+margin = min(placed[other].loss for other in (("query",), ("key",), ("query", "key"))) - placed[QV].loss
+claim("query-and-value", ours=margin, holds=margin > 0.02, kind="reproduced", format=".3f")
+claim("shared-direction", ours=shared, holds=shared > 0.5, kind="reproduced", format=".2f")
+claim("amplifies", ours=amplified["4"].factor, holds=amplified["4"].factor > 2 > amplified["64"].factor, kind="reproduced", format=".1f")
+known = amplified["4"].through.delta / amplified["4"].highest_random
+claim("known-features", ours=known, holds=known > 1, kind="reproduced", format=".2f")
+claim("scale", ours=spread["α/r"], holds=spread["α/r"] < 2 < spread["α"], kind="reproduced", format=".1f")
+claim("far-domain", ours=behind["code"] / behind["poems"], holds=behind["code"] > 3 * behind["poems"], kind="reproduced", format=".1f")
+# --8<-- [end:claims]
