@@ -12,7 +12,7 @@ from rundoku.papers.attention_is_all_you_need.attention import (
 from rundoku.papers.attention_is_all_you_need.config import BASE, BIG, TransformerConfig
 from rundoku.papers.attention_is_all_you_need.layers import Decoder, DecoderLayer, Encoder, EncoderLayer, FeedForward
 from rundoku.papers.attention_is_all_you_need.loss import label_smoothed_cross_entropy
-from rundoku.papers.attention_is_all_you_need.model import Transformer
+from rundoku.papers.attention_is_all_you_need.model import Transformer, cross_attention_maps
 from rundoku.papers.attention_is_all_you_need.positions import sinusoidal_positions
 from rundoku.papers.attention_is_all_you_need.search import beam_search, greedy_search, length_penalty, translate, translate_greedily
 from rundoku.papers.attention_is_all_you_need.training import average_checkpoints, learning_rate, paper_optimizer
@@ -32,6 +32,7 @@ __all__ = [
     "average_checkpoints",
     "beam_search",
     "causal_mask",
+    "cross_attention_maps",
     "greedy_search",
     "label_smoothed_cross_entropy",
     "learning_rate",

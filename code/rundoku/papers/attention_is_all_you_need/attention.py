@@ -16,6 +16,7 @@ def attention_weights(query: Tensor, key: Tensor, attn_mask: Tensor | None = Non
     """
     if query.shape[-1] != key.shape[-1]:
         raise ValueError(f"key: its last axis is {key.shape[-1]}; expected the query's head width {query.shape[-1]}")
+    # --8<-- [start:weights]
     scale = 1 / math.sqrt(query.shape[-1]) if scale is None else scale
     scores = (query @ key.transpose(-2, -1)) * scale  # [..., N, M]
     if attn_mask is None:
@@ -29,6 +30,7 @@ def attention_weights(query: Tensor, key: Tensor, attn_mask: Tensor | None = Non
     # A row with nothing to attend to would be 0/0 = NaN, and its NaN would spread through the backward pass: it takes nothing instead.
     empty = (scores == -math.inf).all(dim=-1, keepdim=True)  # [..., N, 1]
     return torch.softmax(scores.masked_fill(empty, 0.0), dim=-1).masked_fill(empty, 0.0)
+    # --8<-- [end:weights]
 
 
 def scaled_dot_product_attention(
@@ -71,11 +73,13 @@ class MultiHeadAttention(nn.Module):
         """Return the heads of x [B, N, H·D] as [B, H, N, D]."""
         return x.unflatten(-1, (self.n_heads, -1)).transpose(-3, -2)
 
+    # --8<-- [start:heads]
     def forward(self, query: Tensor, key: Tensor, value: Tensor, attn_mask: Tensor | None = None) -> Tensor:
         """Return [B, N, C] from query [B, N, C], key and value [B, M, C]; `attn_mask` broadcasts to [B, H, N, M], True = allowed."""
         q, k, v = self.split(self.query(query)), self.split(self.key(key)), self.split(self.value(value))  # [B, H, N or M, D]
         heads = scaled_dot_product_attention(q, k, v, attn_mask)  # [B, H, N, D]
         return self.output(heads.transpose(-3, -2).flatten(-2))  # [B, N, C]
+        # --8<-- [end:heads]
 
     def weights(self, query: Tensor, key: Tensor, attn_mask: Tensor | None = None) -> Tensor:
         """Return the attention maps [B, H, N, M] that `forward` would use, for looking at them."""

@@ -149,13 +149,15 @@ def path_length(step: Callable[[Tensor, int], Tensor], length: int, width: int) 
 def path_lengths(length: int, width: int, kernel: int, window: int) -> dict[str, int]:
     """Return for each kind of layer how many steps a signal needs from the first position to the last."""
     filters, onward = torch.ones(width, width, kernel, dtype=torch.float64) / (width * kernel), torch.eye(width, dtype=torch.float64)
+    whole = MultiHeadAttention(width, 1).double()
     return {
         "self-attention": path_length(lambda x, done: scaled_dot_product_attention(x, x, x), length, width),
         # One step in time, taken at all positions at once: a state learns from the state to its left.
         "recurrent": path_length(lambda x, done: (x + F.pad(x, (0, 0, 1, 0))[:-1] @ onward).tanh(), length, width),
-        "convolutional": path_length(lambda x, done: convolution(x, filters), length, width),
-        "convolutional, dilated": path_length(lambda x, done: convolution(x, filters, kernel**done), length, width),
+        "convolutional": path_length(lambda x, done: convolution(x, filters, kernel**done), length, width),  # dilated, as in Table 1
+        "convolutional, contiguous": path_length(lambda x, done: convolution(x, filters), length, width),
         "restricted self-attention": path_length(lambda x, done: local_attention(x, window), length, width),
+        "multi-head attention, whole": path_length(lambda x, done: whole(x[None], x[None], x[None])[0], length, width),
     }
 
 

@@ -17,6 +17,7 @@ from rundoku.papers.attention_is_all_you_need import (
     attention_weights,
     average_checkpoints,
     counts,
+    cross_attention_maps,
     label_smoothed_cross_entropy,
     learning_rate,
     paper_optimizer,
@@ -46,16 +47,17 @@ def table_3() -> dict:
 
 @experiment
 def table_1(*, size: int, lengths: tuple[int, ...], kernel: int, window: int) -> dict:
-    """Measure every kind of layer: how its operations grow when n or d doubles from `size`, and its chain and path at two lengths."""
+    """Measure every kind of layer: the powers of n, d, k and r in its operations, by doubling, and chains and paths at some lengths."""
     found: dict[str, dict] = {}
+    start = {"n": size, "d": size, "k": kernel, "r": window}
     for kind in counts.layers(size):
-        sizes = ((size, size), (2 * size, size), (size, 2 * size))
-        here, longer, wider = (counts.layer_flops(kind, n, d, kernel, window) for n, d in sizes)
+        here = counts.layer_flops(kind, *start.values())
+        doubled = {name: counts.layer_flops(kind, *(start | {name: 2 * value}).values()) for name, value in start.items()}
         chains = []
         for length in lengths:
             x = torch.randn(length, 8, dtype=torch.float64, requires_grad=True)
             chains.append(counts.longest_chain(counts.layers(8, kernel, window, heads=2, device="cpu")[kind](x)))
-        found[kind] = {"n": math.log2(longer / here), "d": math.log2(wider / here), "chains": chains}
+        found[kind] = {"powers": {name: math.log2(there / here) for name, there in doubled.items()}, "chains": chains}
     paths = [counts.path_lengths(length, 4, kernel, window) for length in lengths]
     return {"layers": found, "paths": {kind: [path[kind] for path in paths] for kind in paths[0]}}
 
@@ -64,6 +66,13 @@ def table_1(*, size: int, lengths: tuple[int, ...], kernel: int, window: int) ->
 def cost_by_length(*, width: int, lengths: tuple[int, ...], kinds: tuple[str, ...]) -> dict:
     """Count the operations of one layer, by kind, for sequences of several lengths."""
     return {kind: [counts.layer_flops(kind, length, width) for length in lengths] for kind in kinds}
+
+
+@experiment
+def cost_by_heads(*, width: int, length: int, heads: tuple[int, ...]) -> dict:
+    """Count the operations of multi-head attention for several numbers of heads that share one width."""
+    x = torch.empty(length, width, dtype=torch.float64, device="meta")
+    return {"flops": [counts.flops(lambda h=h: counts.layers(width, heads=h)["multi-head attention, whole"](x)) for h in heads]}
 
 
 @experiment
@@ -80,7 +89,10 @@ def training_cost(*, tokens: int, length: int) -> dict:
 
 @experiment
 def saturation(*, widths: tuple[int, ...], keys: int, queries: int, seed: int) -> dict:
-    """Attend from unit-variance queries to unit-variance keys, with and without 1/√d_k, and see what the softmax lets through."""
+    """Attend from unit-variance queries to unit-variance keys, with and without 1/√d_k: what softmax gives and lets through.
+
+    Returned are the variance of the scores and, for the median query, the largest weight and the Frobenius norm of the Jacobian.
+    """
     generator = torch.Generator().manual_seed(seed)
     found: dict[str, list[float]] = {name: [] for name in ("variance", "largest_scaled", "largest_raw", "gradient_scaled", "gradient_raw")}
     for width in widths:
@@ -88,11 +100,11 @@ def saturation(*, widths: tuple[int, ...], keys: int, queries: int, seed: int) -
         found["variance"].append((query @ key.T).var().item())
         for how, scale in (("scaled", None), ("raw", 1.0)):
             weights = attention_weights(query, key, scale=scale)  # [queries, keys]
-            found[f"largest_{how}"].append(weights.max(dim=-1).values.mean().item())
+            found[f"largest_{how}"].append(weights.max(dim=-1).values.median().item())
             # The Jacobian of a softmax, diag(p) - ppᵀ, has this squared norm.
             squares = weights.square().sum(-1)
             jacobian = squares - 2 * weights.pow(3).sum(-1) + squares.square()
-            found[f"gradient_{how}"].append(jacobian.clamp(min=0).sqrt().mean().item())
+            found[f"gradient_{how}"].append(jacobian.clamp(min=0).sqrt().median().item())
     return found
 
 
@@ -138,6 +150,13 @@ def text(tokens: Tensor) -> str:
     return "".join(words[: words.index("<eos>")] if "<eos>" in words else words)
 
 
+def loss_floor(smoothing: float) -> float:
+    """Return the entropy of a smoothed target over our tokens: no loss can be lower."""
+    other = smoothing / len(TOKENS)
+    right = 1 - smoothing + other
+    return -right * math.log(right) - (len(TOKENS) - 1) * other * math.log(other)
+
+
 def exact_match(model: Transformer, source: Tensor, target: Tensor) -> float:
     """Return the share of sources that greedy search translates without a wrong character."""
     found = translate_greedily(model, source, max_length=target.shape[1])  # long enough for what is right
@@ -173,22 +192,6 @@ def train(
     return losses, checkpoints
 
 
-def cross_attention(model: Transformer, source: Tensor, target: Tensor) -> Tensor:
-    """Return the maps [L, H, N, M] with which the decoder reads one source [1, M] while it is fed one target [1, N]."""
-    maps: list[Tensor] = []
-
-    def look(attention: MultiHeadAttention, inputs: tuple[Tensor, ...]) -> None:
-        query, key, _, mask = inputs
-        maps.append(attention.weights(query, key, mask)[0])
-
-    hooks = [layer.cross_attention.register_forward_pre_hook(look) for layer in model.decoder.layers]
-    with torch.no_grad():
-        model(source, target)
-    for hook in hooks:
-        hook.remove()
-    return torch.stack(maps)
-
-
 def alignment(model: Transformer, sources: Tensor, targets: Tensor) -> Tensor:
     """Return for each layer and head [L, H] how often a digit is written with the eye on the very word that carries it.
 
@@ -198,7 +201,7 @@ def alignment(model: Transformer, sources: Tensor, targets: Tensor) -> Tensor:
     hits, asked = torch.zeros(()), 0
     for source, target in zip(sources, targets):
         source, target = source[source != 0][None], target[target != 0][None]
-        eyes = cross_attention(model, source, target[:, :-1]).argmax(dim=-1)  # [L, H, N]
+        eyes = cross_attention_maps(model, source, target[:, :-1])[:, 0].argmax(dim=-1)  # [L, H, N]
         carried = [_digit(TOKENS[token]) for token in source[0]]
         for row, token in enumerate(target[0, 1:].tolist()):
             if carried.count(TOKENS[token]) == 1 and TOKENS[token] in number_words.DIGITS[2:]:
@@ -214,11 +217,8 @@ def _digit(word: str) -> str | None:
 
 
 @experiment
-def translation(*, steps: int, warmup: int, smoothing: float, digits: int, longest: int, examples: tuple[int, ...], seed: int) -> dict:
-    """Train a small Transformer on numbers of at most `longest` English words, and test it on numbers that it has not seen.
-
-    Longer numbers are part of the test alone.
-    """
+def translation(*, steps: int, warmup: int, smoothing: float, digits: int, longest: int, example: int, seed: int) -> dict:
+    """Train a small Transformer on numbers of at most `longest` English words; test it on unseen numbers, longer ones too."""
     torch.manual_seed(seed)
     rng = random.Random(seed)
     model = Transformer(TransformerConfig(len(TOKENS), n_layers=2, d_model=64, d_ff=256, n_heads=4, dropout=0.0))
@@ -228,27 +228,22 @@ def translation(*, steps: int, warmup: int, smoothing: float, digits: int, longe
 
     test = random.Random(seed + 1)
     unseen = numerals(test, 500, digits=digits, words=(1, longest), held_out=True)
-    by_length = {str(n): numerals(test, 60, digits=digits, words=(n, n), held_out=True) for n in range(1, longest + 5)}
+    by_length = [numerals(test, 60, digits=digits, words=(n, n), held_out=True) for n in range(1, longest + 5)]
     accuracy = {}
     for name, chosen in (("last", checkpoints[-1:]), ("mean", checkpoints[-5:])):
         model.load_state_dict(average_checkpoints(chosen))
         accuracy[name] = exact_match(model, *unseen)
-        accuracy[f"{name}_by_length"] = {n: exact_match(model, *pairs) for n, pairs in by_length.items()}
+        accuracy[f"{name}_by_length"] = [exact_match(model, *pairs) for pairs in by_length]
     found, _ = translate(model, unseen[0])
     accuracy["beam"] = sum(text(ours) == text(theirs) for ours, theirs in zip(found[:, 0], unseen[1])) / len(found)
 
     shown = {}
-    for number in examples:
-        for tag, spell in SPELL.items():
-            words = [tag, *number_words.english(number)]
-            source = padded([words])
-            beams, scores = translate(model, source)
-            target = padded([["<bos>", *spell(number), "<eos>"]])
-            maps = cross_attention(model, source, target[:, :-1])
-            shown[f"{tag}{number}"] = {
-                "source": words, "target": [*spell(number), "<eos>"], "beams": [text(beam) for beam in beams[0]], "scores": scores[0],
-                "seen": not number_words.held_out(number), "maps": maps,
-            }  # fmt: skip
+    for tag, spell in SPELL.items():
+        words, characters = [tag, *number_words.english(example)], [*spell(example), "<eos>"]
+        source, target = padded([words]), padded([["<bos>", *characters]])
+        beams, scores = translate(model, source)
+        maps = cross_attention_maps(model, source, target[:, :-1])[:, 0]
+        shown[tag] = {"source": words, "target": characters, "beams": [text(beam) for beam in beams[0]], "scores": scores[0], "maps": maps}
     aligned = alignment(model, unseen[0][:200], unseen[1][:200])
     parameters = sum(parameter.numel() for parameter in model.parameters())
     return {"losses": losses, "accuracy": accuracy, "examples": shown, "alignment": aligned, "parameters": parameters}

@@ -7,7 +7,6 @@ from rundoku.papers.attention_is_all_you_need.config import TransformerConfig
 from rundoku.papers.layer_norm import LayerNorm
 
 
-# --8<-- [start:feed-forward]
 class FeedForward(nn.Module):
     """Two linear maps with a ReLU between, the same at every position (Eq. 2)."""
 
@@ -19,7 +18,6 @@ class FeedForward(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Return max(0, xW₁ + b₁)W₂ + b₂, [B, N, C] -> [B, N, C]."""
         return self.outer(self.inner(x).relu())
-        # --8<-- [end:feed-forward]
 
 
 class Residual(nn.Module):
@@ -60,11 +58,13 @@ class DecoderLayer(nn.Module):
         self.feed_forward = FeedForward(config.d_model, config.d_ff)
         self.residuals = nn.ModuleList(Residual(config.d_model, config.dropout) for _ in range(3))
 
+    # --8<-- [start:decoder-layer]
     def forward(self, x: Tensor, memory: Tensor, target_mask: Tensor | None = None, source_mask: Tensor | None = None) -> Tensor:
         """Return [B, N, C] from x [B, N, C] and memory [B, M, C], with the masks [N, N] and [B, 1, 1, M], True = allowed."""
         x = self.residuals[0](x, self.self_attention(x, x, x, target_mask))
         x = self.residuals[1](x, self.cross_attention(x, memory, memory, source_mask))
         return self.residuals[2](x, self.feed_forward(x))
+        # --8<-- [end:decoder-layer]
 
 
 class Encoder(nn.Module):

@@ -5,8 +5,10 @@ Axes: B batch, M source length, N target length, C model width, V vocabulary.
 
 import math
 
+import torch
 from torch import Tensor, nn
 
+from rundoku.papers.attention_is_all_you_need.attention import MultiHeadAttention
 from rundoku.papers.attention_is_all_you_need.config import TransformerConfig
 from rundoku.papers.attention_is_all_you_need.layers import Decoder, Encoder
 from rundoku.papers.attention_is_all_you_need.positions import sinusoidal_positions
@@ -50,3 +52,24 @@ class Transformer(nn.Module):
         memory, source_mask = self.encode(source)
         return self.decode(target, memory, source_mask)
         # --8<-- [end:model]
+
+
+@torch.no_grad()
+def cross_attention_maps(model: Transformer, source: Tensor, target: Tensor) -> Tensor:
+    """Return the maps [L, B, H, N, M] with which every decoder layer reads source [B, M] while it is fed target [B, N].
+
+    Row n belongs to the token that the model predicts from target[:, : n + 1], the one after target[:, n].
+    """
+    maps: list[Tensor] = []
+
+    def look(attention: MultiHeadAttention, inputs: tuple[Tensor, ...]) -> None:
+        query, key, _, attn_mask = inputs
+        maps.append(attention.weights(query, key, attn_mask))
+
+    hooks = [layer.cross_attention.register_forward_pre_hook(look) for layer in model.decoder.layers]
+    try:
+        model(source, target)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return torch.stack(maps)

@@ -15,7 +15,7 @@ Step = Callable[[Tensor], Tensor]
 
 
 def length_penalty(length: int, alpha: float) -> float:
-    """Return ((5 + length)/6)^α, what a log-probability is divided by (Wu et al., 1609.08144, Eq. 14)."""
+    """Return ((5 + length)/6)^α, what a log-probability is divided by (Wu et al., 1609.08144)."""
     return ((5 + length) / 6) ** alpha
 
 
