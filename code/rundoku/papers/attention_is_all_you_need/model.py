@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from rundoku.papers.attention_is_all_you_need.attention import MultiHeadAttention
 from rundoku.papers.attention_is_all_you_need.config import TransformerConfig
-from rundoku.papers.attention_is_all_you_need.layers import Decoder, Encoder
+from rundoku.papers.attention_is_all_you_need.layers import Decoder, DecoderLayer, Encoder
 from rundoku.papers.attention_is_all_you_need.positions import sinusoidal_positions
 
 
@@ -66,7 +66,8 @@ def cross_attention_maps(model: Transformer, source: Tensor, target: Tensor) -> 
         query, key, _, attn_mask = inputs
         maps.append(attention.weights(query, key, attn_mask))
 
-    hooks = [layer.cross_attention.register_forward_pre_hook(look) for layer in model.decoder.layers]
+    attentions = [layer.cross_attention for layer in model.decoder.layers if isinstance(layer, DecoderLayer)]
+    hooks = [attention.register_forward_pre_hook(look) for attention in attentions]
     try:
         model(source, target)
     finally:
