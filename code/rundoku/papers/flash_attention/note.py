@@ -54,6 +54,7 @@ constants = [count.flash * sram / (512**2 * 32**2) for sram, count in zip(on_chi
 crossing = next(sram for sram, count in zip(on_chip, by_chip) if count.flash < count.standard)
 publish(io_length=512, io_width=32, io_chip=4096)
 publish(slope_m=slope_m, slope_n=slope_n, constant_low=min(constants), constant_high=max(constants), crossing=crossing / 32**2)
+publish(crossing_kb=crossing / 32**2 * 128**2 * 2 / 1024)  # at d = 128, two bytes an element
 publish(flash2_saves=1 - by_chip[2].flash2 / by_chip[2].flash)
 # --8<-- [end:theorem]
 
