@@ -27,7 +27,8 @@ class BuildError(Exception):
 
 def store_of(root: Path) -> Store:
     """Return the store that the builds of ``root`` share."""
-    return default_store() or Store(root / ".cache" / "rundoku", root)
+    found = default_store() if root == ROOT else None
+    return found or Store(root / ".cache" / "rundoku", root)
 
 
 def wanted(root: Path) -> list[list[snippets.Block]]:

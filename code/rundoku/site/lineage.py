@@ -1,5 +1,6 @@
 """The family tree of the rooms, read from what their source imports: nobody maintains it."""
 
+from functools import lru_cache
 from pathlib import Path
 
 from rundoku.show.imports import imported
@@ -22,20 +23,25 @@ def rooms(root: Path) -> dict[str, Path]:
 
 def modules(root: Path, slug: str) -> list[str]:
     """Return the dotted names of the modules of a room, in a fixed order; KeyError for a room that there is not."""
-    code = root / "code"
-    paths = sorted(path.relative_to(code).with_suffix("") for path in rooms(root)[slug].rglob("*.py"))
+    return _modules(root, rooms(root)[slug])
+
+
+def _modules(root: Path, room: Path) -> list[str]:
+    paths = sorted(path.relative_to(root / "code").with_suffix("") for path in room.rglob("*.py"))
     return [".".join(path.parts[:-1] if path.name == "__init__" else path.parts) for path in paths]
 
 
+@lru_cache(maxsize=4)
 def lineage(root: Path) -> dict[str, set[str]]:
     """Return for every room of the repository the rooms it imports, in implementation, kernels and experiments, itself left out.
 
     Nothing is imported to find out; imports inside functions and under TYPE_CHECKING count, those of note.py do not.
+    Every note asks: the answer is kept until ``lineage.cache_clear()``, which each build calls.
     """
     known = rooms(root)
     tree = {}
-    for slug in known:
-        parts = [module for module in modules(root, slug) if module.rpartition(".")[2] not in NOT_LINEAGE]
+    for slug, room in known.items():
+        parts = [module for module in _modules(root, room) if module.rpartition(".")[2] not in NOT_LINEAGE]
         found = {room_of(name) for module in parts for name in imported(module, root / "code")}
         tree[slug] = {name for name in found if name in known and name != slug}
     return tree

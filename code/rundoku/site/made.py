@@ -1,13 +1,14 @@
 """The files of a language's site that nobody wrote: API pages, single-file copies, notebooks."""
 
 from collections.abc import Iterator
-from functools import lru_cache
 from pathlib import Path
 
 from rundoku.show.imports import closure
 from rundoku.show.store import Store, digests, fingerprint
 from rundoku.site import export, runner, snippets
+from rundoku.site.build import store_of
 from rundoku.site.catalogue import Catalogue, Paper
+from rundoku.site.lineage import modules, room_of
 from rundoku.site.notebook import Quote, notebook
 from rundoku.site.render import cell
 
@@ -17,37 +18,36 @@ def files(catalogue: Catalogue, language: str, root: Path, store: Store) -> Iter
     for slug, paper in catalogue.papers.items():
         entry, folder = catalogue.entry(slug), f"notes/{slug}"
         yield f"api/{slug}.md", f"---\ntitle: {entry.room}\n---\n\n::: {entry.room}\n"
-        for part in copies(entry.room, slug, root):
-            yield f"{folder}/{copy_name(part)}", _copy(part, root, store)
-        text = notebook(slug, root, language, _quote(paper, language, root, store))
+        for part, copy in _copies(entry.room, slug, root).items():
+            yield f"{folder}/{copy_name(part)}", copy
+        text = notebook(slug, root, language, _quote(paper, language, root, store), catalogue)
         yield f"{folder}/{slug.replace('-', '_')}.ipynb", text
 
 
 def copies(room: str, slug: str, root: Path) -> tuple[str, ...]:
-    """Return what of a room there is to copy, found again when a module that it rests on has changed."""
-    return _copies(slug, root, fingerprint(digests(set(closure(room, root / "code").values()), root)))
+    """Return what of a room there is to copy, found again when something that it rests on has changed."""
+    return tuple(_copies(room, slug, root))
 
 
-@lru_cache(maxsize=512)
-def _copies(slug: str, root: Path, digest: str) -> tuple[str, ...]:
-    return export.copies(slug, root)
+def _copies(room: str, slug: str, root: Path) -> dict[str, str]:
+    """Return a room and its parts as files of their own, kept until something that they are made from or with changes."""
+    store, name, code = store_of(root), fingerprint(["copies", room]), root / "code"
+    kept = store.recall(name)
+    if kept is None:
+        sources = closure("rundoku.site.export", code)
+        for module in modules(root, slug):
+            sources |= closure(module, code)
+        papers = {root / "notes" / owner / "paper.yml" for module in sources if (owner := room_of(module))}
+        folder = code.joinpath(*room.split("."))
+        rests_on = digests({*sources.values(), *papers, folder, root / "LICENSE", root / "pyproject.toml"}, root)
+        kept = {"copies": {part: export.copy(part, root) for part in export.copies(slug, root)}, "files": rests_on}
+        store.keep(name, kept)
+    return kept["copies"]
 
 
 def copy_name(part: str) -> str:
     """Return the file name of a room's copy, or of a part's: "layer_norm.kernel" is layer_norm_kernel.py."""
     return part.replace(".", "_") + ".py"
-
-
-def _copy(part: str, root: Path, store: Store) -> str:
-    """Return a room or a part of it as one file, kept until something that it is made from or with changes."""
-    name = fingerprint(["copy", part])
-    kept = store.recall(name)
-    if kept is None:
-        sources = closure(f"rundoku.papers.{part}", root / "code") | closure("rundoku.site.export", root / "code")
-        rests_on = {*sources.values(), root / "LICENSE", root / "pyproject.toml", *root.glob("notes/*/paper.yml")}
-        kept = {"text": export.copy(part, root), "files": digests(rests_on, root)}
-        store.keep(name, kept)
-    return str(kept["text"])
 
 
 def _quote(paper: Paper, language: str, root: Path, store: Store) -> Quote:

@@ -24,7 +24,7 @@ DATA = """import importlib.resources
 %pip install --quiet --no-deps --require-hashes -r {importlib.resources.files("rundoku.data") / "requirements.txt"}"""
 
 
-def notebook(slug: str, root: Path, language: str, quote: Quote | None = None) -> str:
+def notebook(slug: str, root: Path, language: str, quote: Quote | None = None, catalogue: Catalogue | None = None) -> str:
     """Return the note ``slug`` in a language as the text of a notebook (nbformat 4.5), the same bytes every time.
 
     ``quote`` gives the text of the values and facts that prose quotes; by default a fact's own text and a value's name, which the cell
@@ -34,7 +34,7 @@ def notebook(slug: str, root: Path, language: str, quote: Quote | None = None) -
     path = root / "notes" / slug / f"index.{language}.md"
     if not path.is_file():
         raise NoteError(f"there is no page {path.relative_to(root).as_posix()}")
-    catalogue = load(root)
+    catalogue = catalogue or load(root)
     text, entry = path.read_text(encoding="utf-8"), catalogue.entry(slug)
     return Cells(text, path.relative_to(root).as_posix(), language, root, catalogue, entry, quote).text()
 

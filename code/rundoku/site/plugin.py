@@ -22,6 +22,7 @@ from rundoku.site import formulas, hover, made, pages, render, runner, snippets
 from rundoku.site.build import commit, store_of
 from rundoku.site.catalogue import LANGUAGES, Catalogue, CatalogueError, load, load_labels
 from rundoku.site.glossary import load_glossary
+from rundoku.site.lineage import lineage
 from rundoku.site.words import word
 
 NAMES = {"en": "English", "ja": "日本語", "zh": "中文"}
@@ -55,6 +56,7 @@ class RundokuPlugin(BasePlugin):  # type: ignore[no-untyped-call]
             raise render.PageError(f"DOCS_LANG is {language!r}; expected one of {', '.join(LANGUAGES)}")
         self.root = Path(config.config_file_path).resolve().parent
         self.store = store_of(self.root)
+        lineage.cache_clear()
         try:
             self.catalogue, self.glossary = load(self.root), load_glossary(self.root)
         except CatalogueError as error:
