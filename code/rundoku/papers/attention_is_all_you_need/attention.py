@@ -26,10 +26,11 @@ def attention_weights(query: Tensor, key: Tensor, attn_mask: Tensor | None = Non
     elif attn_mask.is_floating_point():
         scores = scores + attn_mask.to(scores.dtype)
     else:
-        raise ValueError(f"attn_mask: its dtype is {attn_mask.dtype}; expected torch.bool (True = allowed) or a floating dtype (added)")
-    # A row with nothing to attend to would be 0/0 = NaN, and its NaN would spread through the backward pass: it takes nothing instead.
+        raise ValueError(f"attn_mask: its dtype is {attn_mask.dtype}; expected bool or floating")
+    # A row with nothing to attend to would be 0/0 = NaN, and spread when backpropagated: zeros.
     empty = (scores == -math.inf).all(dim=-1, keepdim=True)  # [..., N, 1]
-    return torch.softmax(scores.masked_fill(empty, 0.0), dim=-1).masked_fill(empty, 0.0)
+    weights = torch.softmax(scores.masked_fill(empty, 0.0), dim=-1)
+    return weights.masked_fill(empty, 0.0)  # [..., N, M]
     # --8<-- [end:weights]
 
 
@@ -73,10 +74,11 @@ class MultiHeadAttention(nn.Module):
         """Return the heads of x [B, N, H·D] as [B, H, N, D]."""
         return x.unflatten(-1, (self.n_heads, -1)).transpose(-3, -2)
 
-    # --8<-- [start:heads]
     def forward(self, query: Tensor, key: Tensor, value: Tensor, attn_mask: Tensor | None = None) -> Tensor:
         """Return [B, N, C] from query [B, N, C], key and value [B, M, C]; `attn_mask` broadcasts to [B, H, N, M], True = allowed."""
-        q, k, v = self.split(self.query(query)), self.split(self.key(key)), self.split(self.value(value))  # [B, H, N or M, D]
+        # --8<-- [start:heads]
+        q, k = self.split(self.query(query)), self.split(self.key(key))  # [B, H, N, D], [B, H, M, D]
+        v = self.split(self.value(value))  # [B, H, M, D]
         heads = scaled_dot_product_attention(q, k, v, attn_mask)  # [B, H, N, D]
         return self.output(heads.transpose(-3, -2).flatten(-2))  # [B, N, C]
         # --8<-- [end:heads]

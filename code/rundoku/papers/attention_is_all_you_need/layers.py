@@ -58,9 +58,9 @@ class DecoderLayer(nn.Module):
         self.feed_forward = FeedForward(config.d_model, config.d_ff)
         self.residuals = nn.ModuleList(Residual(config.d_model, config.dropout) for _ in range(3))
 
-    # --8<-- [start:decoder-layer]
     def forward(self, x: Tensor, memory: Tensor, target_mask: Tensor | None = None, source_mask: Tensor | None = None) -> Tensor:
         """Return [B, N, C] from x [B, N, C] and memory [B, M, C], with the masks [N, N] and [B, 1, 1, M], True = allowed."""
+        # --8<-- [start:decoder-layer]
         x = self.residuals[0](x, self.self_attention(x, x, x, target_mask))
         x = self.residuals[1](x, self.cross_attention(x, memory, memory, source_mask))
         return self.residuals[2](x, self.feed_forward(x))

@@ -32,23 +32,23 @@ class Transformer(nn.Module):
 
     # --8<-- [start:model]
     def embed(self, tokens: Tensor) -> Tensor:
-        """Return √C times the embeddings of tokens [B, N], plus positions: [B, N, C] (§3.4, §3.5)."""
+        """Return √C · embedding + position, [B, N] -> [B, N, C] (§3.4, §3.5)."""
         x = self.embedding(tokens) * math.sqrt(self.config.d_model)
-        x = x + sinusoidal_positions(tokens.shape[-1], self.config.d_model, x.device).to(x.dtype)
-        return self.dropout(x)
+        positions = sinusoidal_positions(x.shape[-2], x.shape[-1], x.device)  # [N, C]
+        return self.dropout(x + positions.to(x.dtype))
 
     def encode(self, source: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the memory [B, M, C] of source [B, M], and the mask [B, 1, 1, M] that hides its padding."""
+        """Return memory [B, M, C] of source [B, M], and a mask [B, 1, 1, M] hiding its padding."""
         source_mask = (source != self.config.pad)[:, None, None, :]
         return self.encoder(self.embed(source), source_mask), source_mask
 
     def decode(self, target: Tensor, memory: Tensor, source_mask: Tensor) -> Tensor:
-        """Return logits [B, N, V]: at each position of target [B, N], a score for every token that could come next."""
+        """Return logits [B, N, V]: after each token of target [B, N], a score for every next one."""
         x = self.decoder(self.embed(target), memory, source_mask)
         return x @ self.embedding.weight.T
 
     def forward(self, source: Tensor, target: Tensor) -> Tensor:
-        """Return logits [B, N, V] for source [B, M] and target [B, N], which starts with `bos` and so is one behind what it predicts."""
+        """Return logits [B, N, V]; target starts with `bos`, one step behind what it predicts."""
         memory, source_mask = self.encode(source)
         return self.decode(target, memory, source_mask)
         # --8<-- [end:model]

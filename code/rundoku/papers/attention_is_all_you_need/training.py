@@ -6,7 +6,6 @@ import torch
 from torch import Tensor
 
 
-# --8<-- [start:learning-rate]
 def learning_rate(step: int, d_model: int, warmup_steps: int = 4000) -> float:
     """Return d_model^-0.5 · min(step^-0.5, step · warmup_steps^-1.5) (Eq. 3); steps count from 1.
 
@@ -14,6 +13,7 @@ def learning_rate(step: int, d_model: int, warmup_steps: int = 4000) -> float:
     """
     if step < 1:
         raise ValueError(f"step: {step}; expected 1 or more, since steps count from 1")
+    # --8<-- [start:learning-rate]
     return d_model**-0.5 * min(step**-0.5, step * warmup_steps**-1.5)
     # --8<-- [end:learning-rate]
 

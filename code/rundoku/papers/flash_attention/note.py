@@ -82,6 +82,7 @@ on_chip = 192 * 1024 // 2  # 192 KB in elements of two bytes
 gpt2 = experiments.traffic(**medium, sram=on_chip, dropout=0.1)
 named = {
     "Algorithms 0 and 3, as printed": gpt2.plain,
+    "the same, with a pass for the mask": gpt2.masked,
     "the same, with a pass for mask and for dropout": gpt2.standard,
     "Algorithms 1 and 4": gpt2.flash,
 }
@@ -91,9 +92,11 @@ table(
     rows=[(name, run.bytes / 1e9, run.flops / 1e9) for name, run in named.items()],
     formats=("", ".1f", ",.0f"),
 )
-plain_gb, standard_gb, flash_gb = (run.bytes / 1e9 for run in named.values())
+plain_gb, masked_gb, standard_gb, flash_gb = (run.bytes / 1e9 for run in named.values())
 more_flops = gpt2.flash.flops / gpt2.plain.flops
-publish(plain_gb=plain_gb, standard_gb=standard_gb, flash_gb=flash_gb, columns=gpt2.columns, **medium)
+publish(plain_gb=plain_gb, masked_gb=masked_gb, standard_gb=standard_gb, flash_gb=flash_gb)
+publish(plain_gflops=gpt2.plain.flops / 1e9, flash_gflops=gpt2.flash.flops / 1e9, more_flops=more_flops)
+publish(columns=gpt2.columns, **medium)
 # --8<-- [end:gpt2]
 
 # --8<-- [start:memory]
