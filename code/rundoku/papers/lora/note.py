@@ -60,14 +60,14 @@ publish(parameters=base.parameters)
 # --8<-- [start:rank-sweep]
 RANKS = {"poems": (1, 2, 4, 8, 64), "code": (1, 8, 64)}
 PLACES = {"query and value": ATTENTION, "every linear layer": EVERY_LINEAR}
-whole = {domain: experiments.adapt(domain=domain, method="full") for domain in RANKS}
-head = {domain: experiments.adapt(domain=domain, method="head") for domain in RANKS}
-sweep = {
-    (domain, place, rank): experiments.adapt(domain=domain, method="lora", targets=PLACES[place], rank=rank)
-    for domain, ranks in RANKS.items()
-    for place in PLACES
-    for rank in ranks
-}
+plain = [(domain, method) for domain in RANKS for method in ("full", "head")]
+swept = [(domain, place, rank) for domain, ranks in RANKS.items() for place in PLACES for rank in ranks]
+found = experiments.adapt.each(  # side by side
+    [{"domain": domain, "method": method} for domain, method in plain]
+    + [{"domain": domain, "method": "lora", "targets": PLACES[place], "rank": rank} for domain, place, rank in swept]
+)
+whole, head = dict(zip(RANKS, found[0:4:2])), dict(zip(RANKS, found[1:4:2]))
+sweep = dict(zip(swept, found[4:], strict=True))
 with figure("rank-sweep", columns=2, size=(7.2, 3.2)) as both:
     for axes, (domain, ranks) in zip(both, RANKS.items(), strict=True):
         for place in PLACES:
@@ -102,9 +102,11 @@ table(
 )
 SEEDS = (1, 2, 3)  # one run is too few for the small differences between ranks
 by_seed = {
-    rank: [gain("poems", experiments.adapt(domain="poems", method="lora", targets=QV, rank=rank, seed=seed)) for seed in SEEDS]
+    rank: [gain("poems", run) for run in experiments.adapt.each(
+        {"domain": "poems", "method": "lora", "targets": QV, "rank": rank, "seed": seed} for seed in SEEDS
+    )]
     for rank in (1, 8, 64)
-}
+}  # fmt: skip
 near = {rank: mean(gains) for rank, gains in by_seed.items()}
 linear = sweep["poems", "every linear layer", 8]
 behind = {domain: sweep[domain, "query and value", 8].loss - whole[domain].loss for domain in RANKS}
@@ -114,7 +116,8 @@ publish(head_gain=gain("poems", head["poems"]), linear_gain=gain("poems", linear
 
 # --8<-- [start:placement]
 choices = [(("query",), 8), (("key",), 8), (("value",), 8), (("output",), 8), (("query", "key"), 4), (QV, 4), (ALL_FOUR, 2)]
-placed = {names: experiments.adapt(domain="poems", method="lora", targets=names, rank=r) for names, r in choices}
+adapted = experiments.adapt.each({"domain": "poems", "method": "lora", "targets": names, "rank": r} for names, r in choices)
+placed = {names: run for (names, _), run in zip(choices, adapted, strict=True)}
 table(
     "placement",
     columns=("Adapted", "Rank", "Trainable parameters", "Loss on poems"),
