@@ -34,6 +34,18 @@ publish(kernel_error=max(exact.errors.kernel), standard_error=max(exact.errors.s
 on_chip, lengths = (1024, 2048, 4096, 8192, 16_384), (256, 512, 1024, 2048, 4096)
 by_chip = [experiments.count_accesses(length=512, width=32, sram=sram) for sram in on_chip]
 by_length = [experiments.count_accesses(length=length, width=32, sram=4096) for length in lengths]
+slope_m = experiments.exponent(on_chip, [count.flash for count in by_chip])
+slope_n = experiments.exponent(lengths, [count.flash for count in by_length])
+standard_m = experiments.exponent(on_chip, [count.standard for count in by_chip])
+constants = [count.flash * sram / (512**2 * 32**2) for sram, count in zip(on_chip, by_chip)]
+crossing = next(sram for sram, count in zip(on_chip, by_chip) if count.flash < count.standard) / 32**2  # in d²
+publish(
+    slope_m=slope_m, slope_n=slope_n, constant_low=min(constants), constant_high=max(constants), io_length=512, io_width=32, io_chip=4096
+)
+publish(crossing=crossing, crossing_kb=crossing * 128**2 * 2 / 1024, flash2_saves=1 - by_chip[2].flash2 / by_chip[2].flash)
+# --8<-- [end:accesses]
+
+# --8<-- [start:accesses-figure]
 labels = {"standard": "Algorithm 0, standard", "flash": "Algorithm 1, FlashAttention", "flash2": "FlashAttention-2"}
 with figure("accesses", columns=2, size=(7.2, 3.2), sharey=True) as (left, right):
     for name, label in labels.items():
@@ -44,19 +56,7 @@ with figure("accesses", columns=2, size=(7.2, 3.2), sharey=True) as (left, right
     left.set(xlabel="on-chip memory M (elements)", ylabel="elements read and written")
     right.set(xlabel="sequence length N")
     left.legend()
-# --8<-- [end:accesses]
-
-# --8<-- [start:theorem]
-slope_m = experiments.exponent(on_chip, [count.flash for count in by_chip])
-slope_n = experiments.exponent(lengths, [count.flash for count in by_length])
-standard_m = experiments.exponent(on_chip, [count.standard for count in by_chip])
-constants = [count.flash * sram / (512**2 * 32**2) for sram, count in zip(on_chip, by_chip)]
-crossing = next(sram for sram, count in zip(on_chip, by_chip) if count.flash < count.standard)
-publish(io_length=512, io_width=32, io_chip=4096)
-publish(slope_m=slope_m, slope_n=slope_n, constant_low=min(constants), constant_high=max(constants), crossing=crossing / 32**2)
-publish(crossing_kb=crossing / 32**2 * 128**2 * 2 / 1024)  # at d = 128, two bytes an element
-publish(flash2_saves=1 - by_chip[2].flash2 / by_chip[2].flash)
-# --8<-- [end:theorem]
+# --8<-- [end:accesses-figure]
 
 # --8<-- [start:gpt2]
 medium = {"batch": 64, "heads": 16, "length": 1024, "width": 64}
