@@ -32,7 +32,7 @@ from typing import Any
 from rundoku.show import record
 from rundoku.show.store import Store, digests, fingerprint, versions
 
-LIMIT = 300.0  # seconds that one block may take, unless RUNDOKU_LIMIT says otherwise
+LIMIT = 900.0  # seconds that one block may take, unless RUNDOKU_LIMIT says otherwise
 MACHINE = ("rundoku.site", "rundoku.__main__", "__mp_main__", "__main__")  # what runs the snippets is no part of their results
 READERS = ("_frozen_importlib_external", "importlib._bootstrap_external", "importlib.metadata", "tokenize")  # what these read is code
 INSTALLED = tuple({f"{path}{os.sep}" for name, path in sysconfig.get_paths().items() if name.endswith(("stdlib", "lib"))})

@@ -34,7 +34,7 @@ class Transformer(nn.Module):
     def embed(self, tokens: Tensor) -> Tensor:
         """Return √C · embedding + position, [B, N] -> [B, N, C] (§3.4, §3.5)."""
         x = self.embedding(tokens) * math.sqrt(self.config.d_model)
-        positions = sinusoidal_positions(*x.shape[-2:], device=x.device)  # [N, C]
+        positions = sinusoidal_positions(x.shape[-2], x.shape[-1], x.device)  # [N, C]
         return self.dropout(x + positions.to(x.dtype))
 
     def encode(self, source: Tensor) -> tuple[Tensor, Tensor]:

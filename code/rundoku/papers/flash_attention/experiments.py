@@ -95,12 +95,12 @@ def exponent(sizes: list[int], counts: list[int]) -> float:
 def traffic(*, batch: int, heads: int, length: int, width: int, sram: int, dropout: float) -> dict:
     """Count the bytes of forward and backward in half precision, and the FLOPs of their matrix products.
 
-    "plain" is Algorithms 0 and 3 as printed; "standard" adds a pass for the padding mask and one for dropout; "flash" is 1 and 4.
+    "plain" is Algorithms 0 and 3 as printed; "masked" adds a pass for the padding mask, "standard" one for dropout too; "flash" is 1 and 4.
     """
     query, key, value, grad = _inputs(batch, heads, length, width)
     padding = torch.empty(batch, 1, 1, length, dtype=torch.bool, device="meta")
     found = {}
-    for name, mask, rate in (("plain", None, 0.0), ("standard", padding, dropout)):
+    for name, mask, rate in (("plain", None, 0.0), ("masked", padding, 0.0), ("standard", padding, dropout)):
         memory, flops = Memory(), FlopCounterMode(display=False)
         with flops:
             _, saved = standard_forward(query, key, value, memory, mask, rate)

@@ -1,0 +1,145 @@
+"""What a visitor meets, in Chromium: search, languages, keyboard, accessibility, phones, and nothing from anywhere else."""
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+from axe_playwright_python.sync_playwright import Axe
+
+PHONE = {"width": 390, "height": 844}
+NOTE = "notes/attention-is-all-you-need/"
+ALIKE = ["", "papers/", NOTE, "ledger/"]
+
+
+def pages(folder: Path, language: str) -> list[str]:
+    """The addresses of a language's pages."""
+    found = (path.parent.relative_to(folder / "base").as_posix() + "/" for path in (folder / "base" / language).rglob("index.html"))
+    return sorted(found)
+
+
+@pytest.mark.parametrize(
+    ("language", "query", "found"),
+    [
+        ("en", "low-rank adaptation", "notes/lora/"),
+        ("en", "online softmax", "notes/flash-attention/"),
+        ("ja", "注意機構の計算量", "notes/attention-is-all-you-need/"),
+        ("ja", "ファインチューニング", "notes/lora/"),
+        ("ja", "層正規化", "notes/layer-norm/"),
+        ("zh", "注意力", "notes/attention-is-all-you-need/"),
+        ("zh", "层归一化", "notes/layer-norm/"),
+        ("zh", "低秩", "notes/lora/"),
+    ],
+)
+def test_search_finds_the_note(visitor, language, query, found):
+    page = visitor.go(f"{language}/")
+    page.keyboard.press("/")
+    page.locator("input.md-search__input").fill(query)
+    page.locator(".md-search-result__item a").first.wait_for()
+    links = page.locator(".md-search-result__item a").evaluate_all("links => links.map(link => link.getAttribute('href'))")
+    assert any(found in link for link in links), links
+
+
+def test_the_language_switch_keeps_the_page(visitor):
+    page = visitor.go(f"en/{NOTE}")
+    link = page.locator('a.md-select__link[hreflang="ja"]')
+    assert link.evaluate("link => link.href").endswith(f"/ja/{NOTE}")
+    page.locator(".md-select button, .md-select .md-header__button").first.hover()
+    link.click()
+    page.wait_for_url(f"**/ja/{NOTE}")
+    assert page.locator("html").get_attribute("lang") == "ja"
+
+
+@pytest.mark.visit(locale="ja-JP")
+def test_the_root_takes_a_reader_to_the_own_language(visitor):
+    page = visitor.go("")
+    page.wait_for_url("**/ja/")
+
+
+@pytest.mark.visit(java_script_enabled=False)
+def test_the_root_works_without_script(visitor):
+    page = visitor.go("")
+    page.wait_for_url("**/en/")
+
+
+@pytest.mark.visit(java_script_enabled=False)
+def test_the_filters_work_without_script(visitor):
+    page = visitor.go("en/papers/")
+    everything = page.locator(".card:visible").count()
+    page.locator("input[name=written]").check()
+    written = page.locator(".card:visible").count()
+    assert 0 < written < everything
+
+
+@pytest.mark.visit(color_scheme="light")
+def test_the_scheme_can_be_changed_and_figures_follow(visitor):
+    page = visitor.go(f"en/{NOTE}")
+    before = page.locator("svg.figure").first.evaluate("figure => getComputedStyle(figure).color")
+    page.locator("label[for=__palette_1]").click()
+    assert page.locator("body").get_attribute("data-md-color-scheme") == "slate"
+    page.wait_for_function("before => getComputedStyle(document.querySelector('svg.figure')).color !== before", arg=before)
+
+
+def test_the_keyboard_reaches_content_and_search(visitor):
+    page = visitor.go(f"en/{NOTE}")
+    page.keyboard.press("Tab")
+    skip = page.evaluate("document.activeElement.getAttribute('href')")
+    assert skip.startswith("#"), "the first stop is no link to the content"
+    page.keyboard.press("Enter")
+    assert page.evaluate("location.hash") == skip
+    page.keyboard.press("/")
+    assert page.evaluate("document.activeElement.className").find("md-search__input") >= 0
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("path", ALIKE)
+def test_accessibility(browser, home, path, scheme):
+    context = browser.new_context(color_scheme=scheme, reduced_motion="reduce")
+    page = context.new_page()
+    page.goto(f"{home}ja/{path}")
+    found = Axe().run(page, options={"runOnly": ["wcag2a", "wcag2aa", "wcag21a", "wcag21aa"]}).response["violations"]
+    context.close()
+    assert not found, json.dumps([[fault["id"], [node["html"][:200] for node in fault["nodes"][:3]]] for fault in found], indent=1)
+
+
+@pytest.mark.parametrize("language", ["en", "ja", "zh"])
+@pytest.mark.visit(viewport=PHONE)
+def test_no_page_scrolls_sideways_on_a_phone(visitor, folder, language):
+    wide = []
+    for path in pages(folder, language):
+        page = visitor.go(path)
+        if page.evaluate("document.scrollingElement.scrollWidth > innerWidth"):
+            wide.append(path)
+    assert not wide, wide
+
+
+@pytest.mark.parametrize("language", ["en", "ja", "zh"])
+def test_what_is_offered_beside_the_pages_is_there(visitor, folder, language):
+    page = visitor.go(f"{language}/notes/lora/")
+    base = page.url
+    files = page.locator(".downloads a[download]").evaluate_all("links => links.map(link => link.href)")
+    assert {Path(file).suffix for file in files} == {".py", ".ipynb"}
+    for file in [
+        *files,
+        f"{visitor.home}{language}/feed.xml",
+        f"{visitor.home}{language}/sitemap.xml",
+        f"{visitor.home}{language}/llms.txt",
+    ]:
+        answer = page.request.get(file)
+        assert answer.ok, f"{base} offers {file}: {answer.status}"
+
+
+def test_every_page_names_its_language_and_its_other_languages(folder):
+    for path in pages(folder, "zh"):
+        text = (folder / "base" / path / "index.html").read_text(encoding="utf-8")
+        assert re.search(r'<html lang="zh', text), path
+        for language in ("en", "ja", "zh"):
+            assert f'hreflang="{language}"' in text, (path, language)
+
+
+def test_no_id_stands_twice_on_a_page(folder):
+    for path in pages(folder, "en"):
+        text = (folder / "base" / path / "index.html").read_text(encoding="utf-8")
+        ids = re.findall(r'\sid="([^"]+)"', text)
+        twice = sorted({name for name in ids if ids.count(name) > 1})
+        assert not twice, (path, twice[:5])
