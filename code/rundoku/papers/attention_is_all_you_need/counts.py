@@ -122,6 +122,8 @@ PRODUCTS = ("MmBackward", "BmmBackward", "AddmmBackward", "ConvolutionBackward")
 
 def longest_chain(output: Tensor) -> int:
     """Return how many matrix products or convolutions must run one after the other to get `output`, from its autograd graph."""
+    if output.grad_fn is None:
+        return 0
     depth: dict[object, int] = {}
     stack = [output.grad_fn]
     while stack:

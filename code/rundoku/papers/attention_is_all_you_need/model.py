@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from rundoku.papers.attention_is_all_you_need.attention import MultiHeadAttention
 from rundoku.papers.attention_is_all_you_need.config import TransformerConfig
-from rundoku.papers.attention_is_all_you_need.layers import Decoder, Encoder
+from rundoku.papers.attention_is_all_you_need.layers import Decoder, DecoderLayer, Encoder
 from rundoku.papers.attention_is_all_you_need.positions import sinusoidal_positions
 
 
@@ -34,7 +34,7 @@ class Transformer(nn.Module):
     def embed(self, tokens: Tensor) -> Tensor:
         """Return √C · embedding + position, [B, N] -> [B, N, C] (§3.4, §3.5)."""
         x = self.embedding(tokens) * math.sqrt(self.config.d_model)
-        positions = sinusoidal_positions(*x.shape[-2:], device=x.device)  # [N, C]
+        positions = sinusoidal_positions(x.shape[-2], x.shape[-1], x.device)  # [N, C]
         return self.dropout(x + positions.to(x.dtype))
 
     def encode(self, source: Tensor) -> tuple[Tensor, Tensor]:
@@ -66,7 +66,8 @@ def cross_attention_maps(model: Transformer, source: Tensor, target: Tensor) -> 
         query, key, _, attn_mask = inputs
         maps.append(attention.weights(query, key, attn_mask))
 
-    hooks = [layer.cross_attention.register_forward_pre_hook(look) for layer in model.decoder.layers]
+    layers = [layer for layer in model.decoder.layers if isinstance(layer, DecoderLayer)]
+    hooks = [layer.cross_attention.register_forward_pre_hook(look) for layer in layers]
     try:
         model(source, target)
     finally:
