@@ -13,8 +13,8 @@ from rundoku.show.experiments import source_digest
 from rundoku.show.imports import SOURCE_ROOT, closure
 
 _FORMATS = {
-    "Kernel": "", "Architecture": "", "Tile": "", "Warps": "", "Registers": "", "Spilled bytes": ",", "Shared memory": ",",
-    "Shared memory limit": ",", "Matrix instructions": ",", "Occupancy": ".0%",
+    "Kernel": "", "Target": "", "Tile": "", "Warps": "", "Registers": "", "Spill (bytes)": ",", "Shared memory (bytes)": ",",
+    "Limit (bytes)": ",", "Matrix instructions": ",", "Occupancy": ".0%",
 }  # fmt: skip
 COLUMNS = tuple(_FORMATS)
 

@@ -19,7 +19,7 @@ from rundoku.site.lineage import modules, rooms
 from rundoku.site.parts import Context, entry_list, filters, scroll, title_of
 from rundoku.site.words import word
 
-REPORT = ("Kernel", "Architecture")  # the first columns of a table of compile reports
+REPORT = ("Kernel", "Target")  # the first columns of a table of compile reports
 VERDICTS = ("exact", "reproduced", "recorded", "not reproduced")
 DATA = "rundoku.data"
 

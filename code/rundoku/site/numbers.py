@@ -53,7 +53,8 @@ _NAMES = re.compile(
 )
 _YEAR = r"(?<![\d.,])(?:19[5-9]\d|20[0-2]\d)"
 _COUNTED = (
-    r"(?:tokens?|steps?|words?|examples?|samples?|parameters?|updates?|characters?|sentences?|iterations?|epochs?|bytes?|bits|times|points?)"
+    r"(?:tokens?|steps?|words?|examples?|samples?|parameters?|updates?|characters?|sentences?"
+    r"|iterations?|epochs?|bytes?|bits|times|points?)"
 )
 _YEARS = {
     "en": re.compile(rf"{_YEAR}s?(?![\d%A-Za-z]|[.,]\d|[-– ]+(?:[a-z]+[ ])?{_COUNTED}\b)"),

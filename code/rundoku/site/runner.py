@@ -8,12 +8,14 @@ valid while every file of the repository that the run imported or opened is unch
 import ast
 import contextlib
 import ctypes
+import gc
 import linecache
 import multiprocessing
 import os
 import random
 import signal
 import sys
+import sysconfig
 import tempfile
 import threading
 import traceback
@@ -30,10 +32,13 @@ from typing import Any
 from rundoku.show import record
 from rundoku.show.store import Store, digests, fingerprint, versions
 
-LIMIT = 300.0  # seconds that one block may take, unless RUNDOKU_LIMIT says otherwise
+LIMIT = 900.0  # seconds that one block may take, unless RUNDOKU_LIMIT says otherwise
 MACHINE = ("rundoku.site", "rundoku.__main__", "__mp_main__", "__main__")  # what runs the snippets is no part of their results
 READERS = ("_frozen_importlib_external", "importlib._bootstrap_external", "importlib.metadata", "tokenize")  # what these read is code
+INSTALLED = tuple({f"{path}{os.sep}" for name, path in sysconfig.get_paths().items() if name.endswith(("stdlib", "lib"))})
 PRELOAD = ["torch", "numpy", "matplotlib.pyplot"]
+TRAINING = ["torch._dynamo"]  # the first step of an optimizer imports it, which takes longer than many a session
+MANY = 4  # sessions, from which on it is imported once for all of them
 
 Outcome = dict[str, Any]  # output, items, values, experiments, files, error
 
@@ -81,7 +86,9 @@ def run(store: Store, sessions: Sequence[Sequence[str]], executor: Executor, don
 
     Where the run itself is interrupted, or the store takes no more, the sessions that are running end at once.
     """
+    global _preload
     _interrupted.clear()
+    _preload = PRELOAD + TRAINING if len(sessions) >= MANY else PRELOAD
     waiting: dict[Future[list[Outcome]], Sequence[str]] = {
         executor.submit(execute, list(blocks), limit(), str(store.root)): blocks for blocks in sessions
     }
@@ -114,13 +121,14 @@ def default_executor() -> Executor:
 
 _running: set[ForkServerProcess] = set()  # the sessions of this process's threads
 _interrupted = threading.Event()
+_preload = PRELOAD
 
 
 def execute(blocks: list[str], seconds: float, root: str) -> list[Outcome]:
     """Run the blocks of a session one after another in a process of their own; the first that fails is the last outcome."""
     os.environ["PYTHONHASHSEED"] = "0"  # read when the process that the others fork from starts
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(PRELOAD)
+    context.set_forkserver_preload(_preload)
     ours, theirs = context.Pipe(duplex=False)
     process = context.Process(target=_session, args=(theirs, blocks, root), daemon=False)
     outcomes: list[Outcome] = []
@@ -175,6 +183,7 @@ def _failure(message: str) -> Outcome:
 
 def _session(connection: Connection, blocks: list[str], root: str) -> None:
     os.setpgrp()  # what the snippet starts ends with it
+    gc.freeze()  # what is imported already is never looked through again, and its memory stays shared
     threading.Thread(target=_end_with_build, daemon=True).start()
     os.chdir(root)
     import numpy
@@ -226,7 +235,7 @@ def _block(code: str, name: str, namespace: dict[str, Any], root: Path) -> Outco
         finally:
             record.listen(None)
     files = [getattr(module, "__file__", None) for name, module in list(sys.modules.items()) if not name.startswith(MACHINE)]
-    loaded = {Path(file) for file in files if file and Path(file).is_absolute()}
+    loaded = {Path(file) for file in files if file and file.startswith(os.sep) and not file.startswith(INSTALLED)}
     return {
         "output": output[0],
         "items": recording.items,

@@ -11,6 +11,7 @@ from itertools import count
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.autograd.graph import Node
 from torch.utils.flop_counter import FlopCounterMode
 
 from rundoku.papers.attention_is_all_you_need.attention import MultiHeadAttention, scaled_dot_product_attention
@@ -123,9 +124,9 @@ PRODUCTS = ("MmBackward", "BmmBackward", "AddmmBackward", "ConvolutionBackward")
 def longest_chain(output: Tensor) -> int:
     """Return how many matrix products or convolutions must run one after the other to get `output`, from its autograd graph."""
     if output.grad_fn is None:
-        return 0
-    depth: dict[object, int] = {}
-    stack = [output.grad_fn]
+        raise ValueError("output: a tensor without an autograd graph; expected one that was computed with gradients")
+    depth: dict[Node, int] = {}
+    stack: list[Node] = [output.grad_fn]
     while stack:
         node = stack[-1]
         waiting = [before for before, _ in node.next_functions if before is not None and before not in depth]

@@ -66,8 +66,8 @@ def cross_attention_maps(model: Transformer, source: Tensor, target: Tensor) -> 
         query, key, _, attn_mask = inputs
         maps.append(attention.weights(query, key, attn_mask))
 
-    layers = [layer for layer in model.decoder.layers if isinstance(layer, DecoderLayer)]
-    hooks = [layer.cross_attention.register_forward_pre_hook(look) for layer in layers]
+    attentions = [layer.cross_attention for layer in model.decoder.layers if isinstance(layer, DecoderLayer)]
+    hooks = [attention.register_forward_pre_hook(look) for attention in attentions]
     try:
         model(source, target)
     finally:

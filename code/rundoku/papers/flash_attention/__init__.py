@@ -4,10 +4,14 @@ Dao et al., FlashAttention: Fast and Memory-Efficient Exact Attention with IO-Aw
 with the loop order of Dao, FlashAttention-2, ICLR 2024, https://arxiv.org/abs/2307.08691
 """
 
+from importlib.util import find_spec
+
 from rundoku.papers.flash_attention.attention import tiled_attention
-from rundoku.papers.flash_attention.kernel import flash_attention
 from rundoku.papers.flash_attention.online_softmax import Running, absorb, finish, nothing_seen
 from rundoku.papers.flash_attention.reference import allowed_pairs, attention_reference
+
+if find_spec("triton") is not None:  # all else works without it
+    from rundoku.papers.flash_attention.kernel import flash_attention
 
 __all__ = [
     "Running",

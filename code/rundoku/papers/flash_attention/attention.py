@@ -17,8 +17,10 @@ class _Tiled(torch.autograd.Function):
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx, grad_out):
+        query, key, value, out, total, peak = ctx.saved_tensors
         sram, causal, scale = ctx.settings
-        return *flash_backward(grad_out, *ctx.saved_tensors, sram, Memory(), causal, scale), None, None, None
+        grads = flash_backward(grad_out, query, key, value, out, total, peak, sram, Memory(), causal, scale)
+        return *grads, None, None, None
 
 
 def tiled_attention(

@@ -10,7 +10,7 @@ What it computes, with dL the gradient of lse where the caller used it:
 Two kernels, one that keeps a block of keys and walks over the queries of every head that reads them (dk, dv), one that keeps a block of
 queries and walks over the keys (dq). The paper does both in one with 5 products a tile and adds dq atomically; here it is 7 products,
 no atomics, so the same input gives the same bits, and heads that share keys need no second pass to be summed. Every tile is masked:
-a second copy of the loop for the tiles that need no mask, as in the forward pass, costs registers, and the compile report then shows spills.
+a second copy of the loop for the tiles that need none, as in the forward pass, costs registers, and the compile report shows spills.
 
 Layout: as in the forward pass; grad_* like the tensor they belong to; lse, delta [B, H, N] float32, contiguous.
 
@@ -79,10 +79,8 @@ def backward_keys_kernel(
     width = tl.arange(0, D)[None, :]  # [1, D] i32
     at = columns.to(tl.int64)[:, None]  # [BLOCK_M, 1] i64
     inside = (columns < n_keys)[:, None]  # [BLOCK_M, 1] bool
-    k = tl.load(key + batch * stride_kb + kv_head * stride_kg + at * stride_km + width, mask=inside, other=0.0)  # [BLOCK_M, D] input dtype
-    v = tl.load(
-        value + batch * stride_vb + kv_head * stride_vg + at * stride_vm + width, mask=inside, other=0.0
-    )  # [BLOCK_M, D] input dtype
+    k = tl.load(key + batch * stride_kb + kv_head * stride_kg + at * stride_km + width, mask=inside, other=0.0)  # [BLOCK_M, D]
+    v = tl.load(value + batch * stride_vb + kv_head * stride_vg + at * stride_vm + width, mask=inside, other=0.0)  # [BLOCK_M, D]
     dk = tl.zeros([BLOCK_M, D], tl.float32)
     dv = tl.zeros([BLOCK_M, D], tl.float32)
 
@@ -91,7 +89,7 @@ def backward_keys_kernel(
     last = tl.minimum(block * BLOCK_M + BLOCK_M, n_keys) - 1
     start, _, _, stop = key_range(block * BLOCK_M, last, n_queries, -offset, right, left, BLOCK_N, HAS_RIGHT, HAS_LEFT)
     inner = tl.arange(0, BLOCK_N)  # [BLOCK_N] i32
-    for member in range(0, group):  # the heads that read this key-value head
+    for member in range(group):  # the heads that read this key-value head
         head = kv_head * group + member
         of_head = (batch * n_heads + head) * n_queries
         q_block = query + batch * stride_qb + head * stride_qh + tl.cast(start, tl.int64) * stride_qn  # 64 bits, once a block

@@ -13,10 +13,10 @@ has o_i = 0 and L_i = −∞.
 Layout: query, out [B, H, N, D]; key, value [B, G, M, D], head h reads key-value head h·G/H; lse [B, H, N] float32, contiguous. Axes may
 have any stride, the last has stride 1.
 
-Cost: 4·B·H·N·M·D floating-point operations (half of it when causal and N = M). Q and O cross the memory once, K and V once per BLOCK_N
-queries, most of it served by the L2 cache, since neighbouring programs share a head: at least 2·B·D·(H·N + G·M) elements. In fp16 with
-H = G and N = M that is N operations a byte, so beyond some hundred keys the tensor cores bound it and not the memory. What would bound it without the
-tiles is the N·M scores, which here never leave the registers.
+Cost: 4·B·H·N·M·D floating-point operations (half of it when causal and N = M). Q and O cross the memory once, K and V once for every
+BLOCK_N queries, most of it served by the L2 cache, since neighbouring programs share a head: at least 2·B·D·(H·N + G·M) elements. In
+half precision with H = G and N = M that is N/2 operations a byte, so beyond some hundred keys the tensor cores bound it and not the
+memory. What bounds attention without tiles is the N·M scores, which here never leave the chip.
 """
 
 from rundoku.gpu.launch import tl, triton
@@ -104,11 +104,13 @@ def _attend(
             allowed = may_attend(rows[:, None], columns[None, :], n_queries, n_keys, offset, left, right, HAS_LEFT, HAS_RIGHT)
             scores = tl.where(allowed, scores, float("-inf"))
 
+        # --8<-- [start:update]
         new_peak = tl.maximum(peak, tl.max(scores, 1))  # [BLOCK_N] f32, in units of log2
         anchor = tl.where(new_peak == float("-inf"), 0.0, new_peak)  # a row that has seen nothing yet: −∞ − (−∞) would be NaN
         weights = tl.exp2(scores - anchor[:, None])  # [BLOCK_N, BLOCK_M] f32, exp(s − m)
         shrink = tl.exp2(peak - anchor)  # [BLOCK_N] f32: what the sums so far were measured against has moved
         total = total * shrink + tl.sum(weights, 1)
+        # --8<-- [end:update]
         if MASKED:
             v = tl.load(value + inner[:, None] * stride_vm + width, mask=inside, other=0.0)  # [BLOCK_M, D] input dtype
         else:
@@ -157,8 +159,8 @@ def forward_kernel(
     start, full_start, full_stop, stop = key_range(block * BLOCK_N, last, n_keys, offset, left, right, BLOCK_M, HAS_LEFT, HAS_RIGHT)
     if HAS_LEFT:  # blocks that the window's left edge cuts
         acc, total, peak = _attend(
-            acc, total, peak, q, key, value, stride_km, stride_vm, rows, start, tl.minimum(full_start, full_stop), n_queries, n_keys, offset,
-            scale, softcap, slope, left, right, D, BLOCK_M, True, HAS_LEFT, HAS_RIGHT, ALIBI, SOFTCAP, PRECISION,
+            acc, total, peak, q, key, value, stride_km, stride_vm, rows, start, tl.minimum(full_start, full_stop),
+            n_queries, n_keys, offset, scale, softcap, slope, left, right, D, BLOCK_M, True, HAS_LEFT, HAS_RIGHT, ALIBI, SOFTCAP, PRECISION,
         )  # fmt: skip
     acc, total, peak = _attend(  # blocks that every row sees whole
         acc, total, peak, q, key, value, stride_km, stride_vm, rows, full_start, full_stop, n_queries, n_keys, offset,

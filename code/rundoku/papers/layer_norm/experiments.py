@@ -119,8 +119,7 @@ def character_model(*, norm: Norm, batch_size: int = 16, d_model: int = 96, leng
     """Train on Shakespeare's plays and return the validation loss in nats a character every 20 steps; the last tenth is held out."""
     text = plays().lower()[:1_000_000]
     letters = sorted(set(text))
-    ids = torch.tensor([letters.index(letter) for letter in text])
-    train, held_out = ids.split([900_000, 100_000])
+    train, held_out = torch.tensor([letters.index(letter) for letter in text]).split([900_000, 100_000])
     window = torch.arange(length + 1)
     validation = held_out[(torch.arange(100) * 900)[:, None] + window]  # [100, N + 1]
     torch.manual_seed(seed)

@@ -18,6 +18,8 @@ import torch
 from rundoku.gpu.launch import Case, Config, expect, expect_tensor, target_of, tl, triton
 from rundoku.papers.layer_norm import norm
 
+__all__ = ["add_layer_norm", "layer_norm", "reference"]  # what a copy brings
+
 DTYPES = (torch.float16, torch.bfloat16, torch.float32)
 WIDEST = {torch.float16: 16_384, torch.bfloat16: 16_384, torch.float32: 8_192}  # C: wider rows do not fit into a block's registers
 SPLIT_ABOVE = 8_192  # C: from here on the sums over rows for dw and db do not fit beside the row, and a kernel of their own takes them

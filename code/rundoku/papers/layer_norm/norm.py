@@ -5,19 +5,25 @@ from torch import nn
 
 
 # --8<-- [start:layer-norm]
-def layer_norm(x: torch.Tensor, weight: torch.Tensor | None = None, bias: torch.Tensor | None = None, eps: float = 1e-5) -> torch.Tensor:
-    """Normalise the last axis of ``x`` to mean 0 and variance 1, then apply gain and bias (Eq. 3 and 5).
+def layer_norm(
+    x: torch.Tensor,
+    weight: torch.Tensor | None = None,
+    bias: torch.Tensor | None = None,
+    eps: float = 1e-5,
+) -> torch.Tensor:
+    """Normalise the last axis to mean 0 and variance 1, then apply gain and bias.
 
-    x: [..., C], weight and bias: [C] or None; returns [..., C] in the dtype of ``x``. Statistics are taken in float32 at least.
-    Raises ValueError where the last axis is empty or ``weight`` or ``bias`` has another shape than it.
+    x: [..., C], weight and bias: [C] or None; returns [..., C] in the dtype of x.
+    Raises ValueError where C is 0 or weight or bias has another width (Eq. 3 and 5).
     """
     _check(x, weight, bias)
-    wide = x.to(torch.promote_types(x.dtype, torch.float32))  # squares of float16 overflow from 256 on
+    # at least float32: squares of float16 overflow from 256 on
+    wide = x.to(torch.promote_types(x.dtype, torch.float32))
     # μ = 1/C · Σ aᵢ
     mean = wide.mean(-1, keepdim=True)  # [..., 1]
-    # σ² = 1/C · Σ (aᵢ − μ)²: divided by C, not C − 1, and from differences, since E[a²] − μ² cancels
+    # σ² = 1/C · Σ (aᵢ − μ)²: not 1/(C − 1), and not E[a²] − μ², which cancels
     variance = (wide - mean).square().mean(-1, keepdim=True)  # [..., 1]
-    # g / σ · (a − μ) + b: eps stands below the root, so that σ is never 0
+    # g / σ · (a − μ) + b, with eps below the root, so that σ is never 0
     normal = (wide - mean) * torch.rsqrt(variance + eps)  # [..., C]
     if weight is not None:
         normal = normal * weight

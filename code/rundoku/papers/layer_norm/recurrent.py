@@ -67,10 +67,11 @@ class LSTM(_Recurrent):
 
     # --8<-- [start:lstm-step]
     def step(self, from_input: torch.Tensor, hidden: torch.Tensor, cell: torch.Tensor) -> State:
-        """Return the next hidden state and cell; from_input: [B, 4C], hidden and cell: [B, C]."""
+        """Return the next hidden state and cell, each [B, C]; from_input: [B, 4C]."""
         # (f, i, o, g) = LN(W_h·h) + LN(W_x·x) + b    (Eq. 20)
-        forget, write, read, new = (self.norm_hidden(self.hidden(hidden)) + from_input).chunk(4, -1)  # [B, C] each
-        # c = σ(f) ⊙ c + σ(i) ⊙ tanh(g)    (Eq. 21): the sum itself is never normalised, it carries the gradient
+        gates = self.norm_hidden(self.hidden(hidden)) + from_input
+        forget, write, read, new = gates.chunk(4, -1)  # [B, C] each
+        # c = σ(f) ⊙ c + σ(i) ⊙ tanh(g)    (Eq. 21): never normalised itself
         cell = forget.sigmoid() * cell + write.sigmoid() * new.tanh()
         # h = σ(o) ⊙ tanh(LN(c))    (Eq. 22)
         return read.sigmoid() * self.norm_cell(cell).tanh(), cell

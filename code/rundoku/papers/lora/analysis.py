@@ -6,7 +6,6 @@ import torch
 from torch import Tensor
 
 
-# --8<-- [start:subspace-similarity]
 def subspace_similarity(first: Tensor, second: Tensor) -> Tensor:
     """Return φ(i, j) = ‖Uᵢᵀ Uⱼ‖²_F / min(i, j) of Eq. 4 for every i and j, counted from 1: first [r, I], second [s, I] -> [r, s].
 
@@ -16,15 +15,14 @@ def subspace_similarity(first: Tensor, second: Tensor) -> Tensor:
     """
     if first.ndim != 2 or second.ndim != 2 or first.shape[1] != second.shape[1]:
         raise ValueError(f"second: shape {tuple(second.shape)}; expected a matrix as wide as first, {tuple(first.shape)}")
+    # --8<-- [start:similarity]
     v = torch.linalg.svd(first.double(), full_matrices=False).Vh  # [r, I]
     w = torch.linalg.svd(second.double(), full_matrices=False).Vh  # [s, I]
-    shared = (v @ w.T).square().cumsum(0).cumsum(1)  # ‖Uᵢᵀ Uⱼ‖²_F for every i and j: [r, s]
+    shared = (v @ w.T).square().cumsum(0).cumsum(1)  # every ‖UᵢᵀUⱼ‖²_F: [r, s]
     i = torch.arange(1, len(v) + 1, dtype=shared.dtype)[:, None]  # [r, 1]
     j = torch.arange(1, len(w) + 1, dtype=shared.dtype)  # [s]
     return shared / torch.minimum(i, j)
-
-
-# --8<-- [end:subspace-similarity]
+    # --8<-- [end:similarity]
 
 
 @dataclass(frozen=True)

@@ -42,25 +42,11 @@ def gpt3_counts(*, settings: tuple[tuple[tuple[str, ...], int], ...]) -> dict:
     return {"full": full, "trained": trained}
 
 
-def _bytes(tensors: list[Tensor]) -> int:
-    return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
-
-
 @experiment
 def gpt3_training_memory(*, targets: tuple[str, ...], rank: int) -> dict:
-    """Count the bytes of weights, gradients and Adam's two moments for GPT-3 in half precision, as AdamW itself allocates them."""
-    found = {}
-    for method in ("full", "lora"):
-        model = lm.gpt3() if method == "full" else apply_lora(lm.gpt3(), targets, LoRAConfig(rank=rank))
-        model.half()
-        for parameter in (parameters := lm.trainable(model)):
-            parameter.grad = torch.empty_like(parameter)
-        optimizer = torch.optim.AdamW(parameters, foreach=False)
-        optimizer.step()
-        moments = [entry[name] for entry in optimizer.state.values() for name in ("exp_avg", "exp_avg_sq")]
-        gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
-        found[method] = {"weights": _bytes(list(model.parameters())), "gradients": _bytes(gradients), "moments": _bytes(moments)}
-    return found
+    """Count the bytes that training GPT-3 in half precision holds besides activations, with all weights trained and with LoRA."""
+    adapted = apply_lora(lm.gpt3(), targets, LoRAConfig(rank=rank))
+    return {"full": lm.training_bytes(lm.gpt3().half()), "lora": lm.training_bytes(adapted.half())}
 
 
 # --- a small model, trained on Shakespeare's plays and adapted ------------------------------------------------------------------------
@@ -100,12 +86,23 @@ def base_model() -> lm.CausalLM:
     return model
 
 
-RATES = {"full": 3e-3, "head": 1e-2, "lora": 1e-2}  # one for each method, as in Table 12: no rank and no placement has its own
+# --8<-- [start:adapt]
+RATES = {"full": 3e-3, "head": 1e-2, "lora": 1e-2}  # one a method, as in Table 12
 
 
 @experiment
-def adapt(*, domain: str, method: str, targets: tuple[str, ...] = (), rank: int = 0, seed: int = 1) -> dict:
-    """Adapt the base model to other text: everything trained ("full"), the last layer alone ("head"), or low-rank updates ("lora")."""
+def adapt(
+    *,
+    domain: str,
+    method: str,
+    targets: tuple[str, ...] = (),
+    rank: int = 0,
+    seed: int = 1,
+) -> dict:
+    """Adapt the base model to other text.
+
+    "full" trains everything, "head" the last layer, "lora" updates of the targets.
+    """
     model = base_model()
     torch.manual_seed(seed)
     if method == "lora":
@@ -113,9 +110,16 @@ def adapt(*, domain: str, method: str, targets: tuple[str, ...] = (), rank: int 
     elif method == "head":
         model.requires_grad_(False).head.requires_grad_(True)
     learning, testing = _text(domain)
-    lm.train(model, learning, steps=150, size=SIZE, length=LENGTH, rate=RATES[method], seed=seed)
-    state = lora_state_dict(model) if method == "lora" else {}
-    return {"loss": lm.evaluate(model, testing, LENGTH), "trained": lm.count(lm.trainable(model)), "adapter": lm.pack(state)}
+    recipe = {"steps": 150, "size": SIZE, "length": LENGTH, "rate": RATES[method]}
+    lm.train(model, learning, seed=seed, **recipe)
+    return {
+        "loss": lm.evaluate(model, testing, LENGTH),
+        "trained": lm.count(lm.trainable(model)),
+        "adapter": lm.pack(lora_state_dict(model) if method == "lora" else {}),
+    }
+
+
+# --8<-- [end:adapt]
 
 
 def adapted(domain: str, targets: tuple[str, ...], rank: int, seed: int = 1) -> nn.Module:
@@ -126,24 +130,27 @@ def adapted(domain: str, targets: tuple[str, ...], rank: int, seed: int = 1) -> 
     return model
 
 
-# --8<-- [start:switching]
 @experiment
 def switching(*, domains: tuple[str, ...], targets: tuple[str, ...], rank: int) -> dict:
     """Put the adapters of several domains beside one base model, and measure each alone, an even blend of all, and the base."""
+    # --8<-- [start:switching]
     model = base_model()
     for domain in domains:
         apply_lora(model, targets, LoRAConfig(rank=rank, alpha=ALPHA), adapter=domain)
-        found = adapt(domain=domain, method="lora", targets=targets, rank=rank).as_dict()
-        load_lora_state_dict(model, lm.unpack(found["adapter"]), adapter=domain)
-    blends = {"none": {}, **{domain: {domain: 1.0} for domain in domains}, "blend": {domain: 1 / len(domains) for domain in domains}}
+        found = adapt(domain=domain, method="lora", targets=targets, rank=rank)
+        state = lm.unpack(found.as_dict()["adapter"])
+        load_lora_state_dict(model, state, adapter=domain)
+    blends = {
+        "none": {},
+        **{domain: {domain: 1.0} for domain in domains},
+        "blend": {domain: 1 / len(domains) for domain in domains},
+    }
     losses = {}
     for name, blend in blends.items():
         use_adapters(model, blend)
-        losses[name] = {domain: lm.evaluate(model, _text(domain)[1], LENGTH) for domain in domains}
+        losses[name] = {d: lm.evaluate(model, _text(d)[1], LENGTH) for d in domains}
     return losses
-
-
-# --8<-- [end:switching]
+    # --8<-- [end:switching]
 
 
 # --- what the updates look like (§7) --------------------------------------------------------------------------------------------------
@@ -228,9 +235,6 @@ def merging_in_half_precision(*, domain: str, targets: tuple[str, ...], rank: in
     return found
 
 
-# --- pitfalls -------------------------------------------------------------------------------------------------------------------------
-
-
 @experiment
 def starts(*, domain: str, rank: int) -> dict:
     """Give A and B each a zero or a random start: the loss before training, and the gradients that reach A and B."""
@@ -246,8 +250,10 @@ def starts(*, domain: str, rank: int) -> dict:
                 nn.init.zeros_(layer.lora_A["default"])
         start = lm.loss(model, tokens)
         start.backward()
-        gradients = {part: [p.grad for n, p in model.named_parameters() if f"lora_{part}" in n and p.grad is not None] for part in "AB"}
-        found[name] = {"loss": start.item(), **{part: nn.utils.get_total_norm(grads) for part, grads in gradients.items()}}
+        found[name] = {"loss": start.item()}
+        for part in "AB":
+            gradients = [p.grad for n, p in model.named_parameters() if f"lora_{part}" in n and p.grad is not None]
+            found[name][part] = nn.utils.get_total_norm(gradients)
     return found
 
 

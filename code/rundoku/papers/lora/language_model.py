@@ -115,6 +115,20 @@ def count(parameters: Iterable[Tensor]) -> int:
     return sum(parameter.numel() for parameter in parameters)
 
 
+def training_bytes(model: nn.Module) -> dict[str, int]:
+    """Return the bytes of a model's weights, of the gradients of what trains, and of the moments that AdamW itself allocates for it."""
+    for parameter in (parameters := trainable(model)):
+        parameter.grad = torch.zeros_like(parameter)
+    optimizer = torch.optim.AdamW(parameters, lr=0.0, foreach=False)
+    optimizer.step()
+    found: dict[str, list[Tensor]] = {
+        "weights": list(model.parameters()),
+        "gradients": [parameter.grad for parameter in parameters if parameter.grad is not None],
+        "moments": [entry[name] for entry in optimizer.state.values() for name in ("exp_avg", "exp_avg_sq")],
+    }
+    return {part: sum(tensor.numel() * tensor.element_size() for tensor in tensors) for part, tensors in found.items()}
+
+
 def pack(state: Mapping[str, Tensor]) -> dict[str, dict]:
     """Return float32 tensors as text, exactly, so that an experiment's result can hold them."""
     return {

@@ -155,8 +155,10 @@ class LoRALinear(_LoRALayer):
             return h  # ΔW already stands in W₀
         for name, weight in self.active.items():
             config, a, b = self.configs[name], self.lora_A[name], self.lora_B[name]
-            thin = F.linear(F.dropout(x, config.dropout, self.training).to(a.dtype), a)  # Ax: [..., r]
-            h = h + (weight * config.scale * F.linear(thin, b)).to(h.dtype)  # (α/r)·BAx: [..., O]; BA itself is never formed
+            kept = F.dropout(x, config.dropout, self.training).to(a.dtype)
+            thin = F.linear(kept, a)  # Ax: [..., r]
+            update = F.linear(thin, b)  # BAx: [..., O]; BA is never formed
+            h = h + (weight * config.scale * update).to(h.dtype)  # times α/r
         return h
 
     # --8<-- [end:forward]

@@ -1,23 +1,26 @@
 # --8<-- [start:setup]
-from rundoku.papers.lora import LoRAConfig, apply_lora, lora_state_dict, merge_adapters
-from rundoku.papers.lora import experiments
+from statistics import mean
+
+from rundoku.papers.lora import LoRAConfig, apply_lora, experiments
+from rundoku.papers.lora import lora_state_dict, merge_adapters
 from rundoku.papers.lora.experiments import ATTENTION, EVERY_LINEAR
 from rundoku.show import claim, figure, heatmap, publish, table
 # --8<-- [end:setup]
 
 # --8<-- [start:parameter-count]
 QV, ALL_FOUR = ("query", "value"), ("query", "key", "value", "output")
-settings = ((("value",), 2), (QV, 1), (QV, 4), (ALL_FOUR, 2), (QV, 8), (ALL_FOUR, 4), (QV, 64))
+settings = ((("value",), 2), (QV, 1), (QV, 4), (ALL_FOUR, 2), (QV, 8), (ALL_FOUR, 4))
 gpt3 = experiments.gpt3_counts(settings=settings)
+trained = dict(zip(settings, gpt3.trained, strict=True))
 table(
     "gpt3",
     columns=("Adapted", "Rank", "Trainable parameters", "Times fewer", "Checkpoint, MB"),
-    rows=[(", ".join(names), r, n, gpt3.full / n, 2 * n / 1e6) for (names, r), n in zip(settings, gpt3.trained, strict=True)],
+    rows=[(", ".join(names), rank, count, gpt3.full / count, 2 * count / 1e6) for (names, rank), count in trained.items()],
     formats=("", "", ",", ",.0f", ",.1f"),
 )
-trained = dict(zip(settings, gpt3.trained, strict=True))
-publish(full=gpt3.full, full_billions=gpt3.full / 1e9, rank_4=trained[QV, 4], rank_4_times=gpt3.full / trained[QV, 4])
-publish(full_gb=2 * gpt3.full / 1e9, rank_4_mb=2 * trained[QV, 4] / 1e6)
+publish(full_billions=gpt3.full / 1e9, full_gb=2 * gpt3.full / 1e9)
+publish(rank_4=trained[QV, 4], rank_4_times=gpt3.full / trained[QV, 4])
+publish(rank_4_mb=2 * trained[QV, 4] / 1e6)
 # --8<-- [end:parameter-count]
 
 # --8<-- [start:training-memory]
@@ -51,7 +54,7 @@ table(
     rows=[(names[name], loss.poems, loss.code) for name, loss in losses.items()],
     formats=("", ".3f", ".3f"),
 )
-publish(parameters=base.parameters, base_plays=base.loss.plays, base_poems=base.loss.poems, base_code=base.loss.code)
+publish(parameters=base.parameters)
 # --8<-- [end:switching]
 
 # --8<-- [start:rank-sweep]
@@ -75,6 +78,7 @@ with figure("rank-sweep", columns=2, size=(7.2, 3.2)) as both:
         axes.set_xticks(ranks, map(str, ranks))
         axes.minorticks_off()
     both[0].set_ylabel("Test loss")
+    both[1].set_ylim(top=3.0)  # room for the legend
     both[1].legend(loc="upper right")
 # --8<-- [end:rank-sweep]
 
@@ -96,10 +100,14 @@ table(
     ],
     formats=("", ",", ".3f", ".0%", ".3f", ".0%"),
 )
-near = {rank: gain("poems", sweep["poems", "query and value", rank]) for rank in RANKS["poems"]}
+SEEDS = (1, 2, 3)  # one run is too few for the small differences between ranks
+near = {
+    rank: mean(gain("poems", experiments.adapt(domain="poems", method="lora", targets=QV, rank=rank, seed=seed)) for seed in SEEDS)
+    for rank in (1, 8, 64)
+}
 linear = sweep["poems", "every linear layer", 8]
 behind = {domain: sweep[domain, "query and value", 8].loss - whole[domain].loss for domain in RANKS}
-publish(near_1=near[1], near_8=near[8], near_64=near[64], behind_poems=behind["poems"], behind_code=behind["code"])
+publish(seeds=len(SEEDS), near_1=near[1], near_8=near[8], near_64=near[64], behind_poems=behind["poems"], behind_code=behind["code"])
 publish(head_gain=gain("poems", head["poems"]), linear_gain=gain("poems", linear), linear_share=linear.trained / base.parameters)
 # --8<-- [end:gains]
 
@@ -112,11 +120,12 @@ table(
     rows=[(", ".join(names), r, placed[names].trained, placed[names].loss) for names, r in choices],
     formats=("", "", ",", ".3f"),
 )
-publish(budget=placed[QV].trained, query_loss=placed[("query",)].loss, both_loss=placed[QV].loss)
+publish(budget=placed[QV].trained)
 # --8<-- [end:placement]
 
 # --8<-- [start:subspaces]
-found = experiments.subspaces(domain="poems", ranks=(8, 64), seeds=(1, 1), controls=20)
+pairs = [experiments.subspaces(domain="poems", ranks=(8, 64), seeds=(seed, seed), controls=20) for seed in SEEDS]
+found = pairs[0]
 layer = "encoder.layers.1.self_attention"
 maps = {"query": found.trained[f"{layer}.query"], "value": found.trained[f"{layer}.value"], "random": found.random}
 with figure("subspaces", rows=3, size=(7.0, 4.4), sharex=True) as panels:
@@ -124,12 +133,15 @@ with figure("subspaces", rows=3, size=(7.0, 4.4), sharex=True) as panels:
         heatmap(axes, similarity, high=1.0)
         axes.set(title=name, ylabel="i of 8")
     panels[-1].set_xlabel("j of 64")
-shared = min(similarity[0][0] for similarity in found.trained.as_dict().values())
+first = [phi for pair in pairs for phi in pair.trained.as_dict().values()]  # four matrices a seed
+shared = mean(phi[0][0] for phi in first)
+publish(shared_lowest=min(phi[0][0] for phi in first), among_four=min(phi[0][3] for phi in first))
 publish(low_rank=8, high_rank=64, shared=shared, shared_random=found.random[0][0])
 # --8<-- [end:subspaces]
 
 # --8<-- [start:amplification]
-amplified = experiments.amplified(domain="poems", ranks=(4, 64), controls=50)[f"{layer}.query"]
+updates = experiments.amplified(domain="poems", ranks=(4, 64), controls=50)
+amplified = updates[f"{layer}.query"]
 directions = {"of the update": "delta", "of the weight itself": "weight", "of a random matrix": "random"}
 table(
     "amplification",
@@ -138,7 +150,13 @@ table(
     formats=("", ".2f", ".2f"),
 )
 publish(weight_norm=amplified["4"].weight, delta_4=amplified["4"].delta, delta_64=amplified["64"].delta)
-publish(draws=50, factor_4=amplified["4"].factor, factor_64=amplified["64"].factor, highest_random=amplified["4"].highest_random)
+publish(
+    draws=50,
+    factor_4=amplified["4"].factor,
+    factor_64=amplified["64"].factor,
+    known=amplified["4"].through.delta / amplified["4"].highest_random,
+)
+publish(matrices=len(updates), known_lowest=min(one["4"].through.delta / one["4"].highest_random for _, one in updates.items()))
 # --8<-- [end:amplification]
 
 # --8<-- [start:merging]
@@ -166,7 +184,6 @@ table(
     rows=[(kind, starts[kind].loss, starts[kind].A, starts[kind].B) for kind in kinds],
     formats=("", ".6f", ".4f", ".4f"),
 )
-publish(start_base=starts.base)
 # --8<-- [end:starts]
 
 # --8<-- [start:scaling]
@@ -223,13 +240,13 @@ claim("ten-thousand-times", ours=times, holds=abs(times / 10_000 - 1) < 0.1, kin
 claim("two-thirds", ours=saved, holds=abs(saved - 2 / 3) < 0.001, kind="exact", format=".4f")
 claim("no-latency", ours=work.merged / work.base, holds=work.merged == work.base < work.adapted, kind="reproduced", format=".3f")
 claim("rank-one", ours=near[1] / near[64], holds=near[1] / near[64] > 0.9, kind="reproduced", format=".2f")
-claim("more-rank", ours=near[64] / near[8], holds=near[64] / near[8] < 1.05, kind="reproduced", format=".2f")
+claim("more-rank", ours=near[64] - near[8], holds=near[64] - near[8] < 0.05, kind="reproduced", format="+.1%")
 margin = min(placed[other].loss for other in (("query",), ("key",), ("query", "key"))) - placed[QV].loss
 claim("query-and-value", ours=margin, holds=margin > 0.02, kind="reproduced", format=".3f")
 claim("shared-direction", ours=shared, holds=shared > 0.5, kind="reproduced", format=".2f")
 claim("amplifies", ours=amplified["4"].factor, holds=amplified["4"].factor > 2 > amplified["64"].factor, kind="reproduced", format=".1f")
 known = amplified["4"].through.delta / amplified["4"].highest_random
 claim("known-features", ours=known, holds=known > 1, kind="reproduced", format=".2f")
-claim("scale", ours=spread["α/r"], holds=spread["α/r"] < 2 < spread["α"], kind="reproduced", format=".1f")
+claim("scale", ours=spread["α/r"], holds=spread["α/r"] < 3 and spread["α"] > 10, kind="reproduced", format=".1f")
 claim("far-domain", ours=behind["code"] / behind["poems"], holds=behind["code"] > 3 * behind["poems"], kind="reproduced", format=".1f")
 # --8<-- [end:claims]

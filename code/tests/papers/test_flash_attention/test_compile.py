@@ -1,0 +1,82 @@
+"""The published configurations, compiled for every target with no GPU present; and the experiments behind the note."""
+
+import dataclasses
+
+import pytest
+import torch
+
+from rundoku.gpu.report import compile_report, problems
+from rundoku.gpu.targets import TARGETS
+from rundoku.papers.flash_attention import experiments, kernel
+from rundoku.papers.flash_attention.tiling import Memory, flash_forward
+
+
+@pytest.mark.parametrize("target", TARGETS)
+def test_nothing_spills_and_everything_fits(target):
+    reports = compile_report("rundoku.papers.flash_attention.kernel", (target,))
+    assert not problems(reports)
+    assert {report.target for report in reports} == {target}
+    assert {report.case.split(", ")[0] for report in reports} == {"forward", "backward"} and len(reports) == 12
+    assert all(report.tensor_core for report in reports if "bf16" in report.case)
+
+
+@pytest.mark.parametrize("target", kernel.CONFIGS)
+def test_every_call_has_a_configuration(target):
+    for name in ("forward", "keys", "queries"):
+        for width in kernel.HEAD_WIDTHS:
+            for dtype in kernel.DTYPES:
+                config = kernel.config_for(target, name, width, dtype.itemsize)
+                assert min(config.tiles.values()) >= 16  # what a matrix instruction takes at least
+    narrow, wide = kernel.config_for("sm_80", "forward", 16, 2), kernel.config_for("sm_80", "forward", 128, 2)
+    assert narrow is kernel.CONFIGS["sm_80"]["forward", 64, 2] and wide is kernel.CONFIGS["sm_80"]["forward", 128, 2]
+
+
+def test_the_table_names_every_target():
+    assert set(kernel.CONFIGS) == {*TARGETS, "other", "interpreter"}
+    assert {case.config.num_warps for case in kernel.compile_cases("other")} == {4}
+
+
+def test_the_benchmark_asks_for_the_right_thing():
+    bench = experiments.benchmarks()
+    assert len({(each.case, *each.sizes.values()) for each in bench}) == len(bench) == 20
+    small = dataclasses.replace(bench[0])
+    assert small.sizes == {"B": 16, "H": 32, "N": 512, "D": 64}
+    assert small.flops == 2 * 2 * 16 * 32 * 512 * 512 * 64 / 2  # two products, half of the scores
+    calls, exact = experiments._prepare("cpu", (1, 2, 24, 16), backward=True)
+    assert set(calls) == {"rundoku", "torch", "SDPA flash", "SDPA efficient", "SDPA cuDNN"} and len(exact) == 4
+    for a, b in zip(
+        calls["torch"](), exact, strict=True
+    ):  # bfloat16 needs a GPU in ours; the others say whether the float64 result is right
+        torch.testing.assert_close(a.double(), b, rtol=0.1, atol=0.1)
+
+
+def test_the_exponent_of_a_power():
+    assert experiments.exponent([1, 10, 100], [5, 500, 50_000]) == pytest.approx(2)
+
+
+def test_without_rescaling_is_wrong_only_where_the_maximum_moves():
+    generator = torch.Generator().manual_seed(0)
+    scores, value = torch.randn(1, 8, generator=generator), torch.randn(8, 2, generator=generator)
+    exact = torch.softmax(scores, -1) @ value
+
+    def walk(step, order):
+        seen = experiments.nothing_seen(torch.zeros(1, 2), 2)
+        for start in (0, 4):
+            seen = step(seen, scores[:, order][:, start : start + 4], value[order][start : start + 4])
+        return experiments.finish(seen)[0]
+
+    falling = scores[0].argsort(descending=True)
+    torch.testing.assert_close(walk(experiments.absorb_without_rescaling, falling), exact)
+    assert not torch.allclose(walk(experiments.absorb_without_rescaling, falling.flip(0)), exact, atol=0.05)
+
+
+def test_held_bytes_are_the_statistics_alone():
+    held = experiments.held_bytes.__wrapped__(lengths=(64, 128), heads=2, width=16)
+    assert held == {"standard": [2 * 2 * 64**2, 2 * 2 * 128**2], "tiled": [2 * 64 * 8, 2 * 128 * 8]}  # P in half; ℓ and m in float32
+
+
+def test_accesses_are_counted_by_running():
+    counts = experiments.count_accesses.__wrapped__(length=32, width=8, sram=256)
+    memory = Memory()
+    flash_forward(*torch.zeros(3, 32, 8), 256, memory)
+    assert counts["flash"] == memory.accesses and counts["standard"] == 4 * 32**2 + 4 * 32 * 8
