@@ -252,8 +252,13 @@ single = min(placed[name,].loss for name in ALL_FOUR) - placed[QV].loss
 claim("better-than-one", ours=single, holds=single > 0, kind="reproduced", format=".3f")
 claim("shared-direction", ours=shared, holds=shared > 0.5, kind="reproduced", format=".2f")
 everywhere = [one for _, one in updates.items()]  # the paper looks at one matrix of one layer
-strong = all(one["4"].factor > 2 > one["64"].factor for one in everywhere)
-claim("amplifies", ours=amplified["4"].factor, holds=strong, kind="reproduced", format=".1f")
+claim(
+    "amplifies",
+    ours=amplified["4"].factor,
+    holds=all(one["4"].factor > 2 > one["64"].factor for one in everywhere),
+    kind="reproduced",
+    format=".1f",
+)
 known = min(one["4"].through.delta / one["4"].through.random for one in everywhere)
 claim("known-features", ours=known, holds=known > 1, kind="reproduced", format=".2f")
 claim("scale", ours=spread["α/r"], holds=spread["α/r"] < 3 and spread["α"] > 10, kind="reproduced", format=".1f")
