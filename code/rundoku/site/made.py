@@ -63,6 +63,9 @@ def _quote(paper: Paper, language: str, root: Path, store: Store) -> Quote:
         name, _, specification = text.partition(":")
         if kind == "paper":
             return paper.facts[name].text if name in paper.facts else name
-        return cell(values[name], specification) if name in values else name
+        try:
+            return cell(values[name], specification)
+        except (KeyError, ValueError):  # the page itself says what is wrong, and where
+            return name
 
     return quote
