@@ -5,14 +5,18 @@ import functools
 import hashlib
 import inspect
 import json
-from collections.abc import Callable, Iterator
+import multiprocessing
+import os
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, is_dataclass
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 from rundoku.show import record
 from rundoku.show.imports import closure, parse
-from rundoku.show.store import default_store, digests, fingerprint, versions
+from rundoku.show.store import Store, default_store, digests, fingerprint, versions
 
 MACHINE = ("rundoku.show",)  # what records and draws; a result does not rest on it
 
@@ -81,37 +85,76 @@ def plain(value: Any, where: str) -> Any:
     raise TypeError(f"{where} is {value!r} of type {type(value).__name__}; expected numbers, text, lists, dicts, tensors or dataclasses")
 
 
-def experiment(function: Callable[..., dict[str, Any]]) -> Callable[..., Result]:
-    """Store what ``function`` returns by its arguments and the source it rests on.
+class Experiment:
+    """A function whose results are stored by its arguments and the source it rests on.
 
-    The function takes keyword arguments that JSON can hold and returns a dict. Comments and docstrings are no source:
-    editing them repeats nothing. Fresh and stored results are the same, since both have been through JSON.
+    Comments and docstrings are no source: editing them repeats nothing. Fresh and stored results are the same, since both have been
+    through JSON. Two processes that ask for the same run at once share it.
     """
-    signature = inspect.signature(function)
-    for parameter in signature.parameters.values():
-        if parameter.kind is not parameter.KEYWORD_ONLY:
-            raise TypeError(f"parameter {parameter.name!r} of experiment {function.__qualname__} must be keyword-only")
 
-    @functools.wraps(function)
-    def ask(**arguments: Any) -> Result:
-        bound = signature.bind(**arguments)
-        bound.apply_defaults()
-        name = f"{function.__module__}.{function.__qualname__}"
-        given = plain(dict(bound.arguments), f"the arguments of {name}")
-        source = source_digest(function.__module__)
-        store = default_store() if source else None
-        key = fingerprint(["experiment", name, given, source, versions()])
+    def __init__(self, function: Callable[..., dict[str, Any]]) -> None:
+        functools.update_wrapper(self, function)
+        self._function, self._signature = function, inspect.signature(function)
+        self._name = f"{function.__module__}.{function.__qualname__}"
+        for parameter in self._signature.parameters.values():
+            if parameter.kind is not parameter.KEYWORD_ONLY:
+                raise TypeError(f"parameter {parameter.name!r} of experiment {function.__qualname__} must be keyword-only")
+
+    def __call__(self, **arguments: Any) -> Result:
+        """Return the stored result for these arguments; run the function where there is none."""
+        bound, given, store, key = self._place(arguments)
         kept = store.recall(key) if store else None
-        if kept is None:
-            kept = _run(function, bound.arguments, name)
-            if store:
-                store.keep(key, kept)
+        if kept is None and store:
+            with store.alone(key):
+                kept = store.recall(key)
+                if kept is None:
+                    kept = _run(self._function, bound, self._name)
+                    store.keep(key, kept)
+        elif kept is None:
+            kept = _run(self._function, bound, self._name)
         if record.current:
-            record.current.experiments.append({"name": name, "arguments": given})
+            record.current.experiments.append({"name": self._name, "arguments": given})
             record.current.opened.update((store.root if store else Path()) / file for file in kept["files"])
         return Result(kept["result"])
 
-    return ask
+    def each(self, cases: Iterable[Mapping[str, Any]]) -> list[Result]:
+        """Return the results for several sets of arguments; those that are missing run side by side, one process a core."""
+        cases = list(cases)
+        places = [self._place(case) for case in cases]
+        missing = [case for case, (_, _, store, key) in zip(cases, places, strict=True) if store and store.recall(key) is None]
+        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 1
+        if min(len(missing), cores) > 1:
+            with ProcessPoolExecutor(min(len(missing), cores), multiprocessing.get_context("fork")) as pool:
+                for done in [pool.submit(_ask, self, case) for case in missing]:
+                    done.result()
+        return [self(**case) for case in cases]
+
+    def _place(self, arguments: Mapping[str, Any]) -> tuple[dict[str, Any], Any, Store | None, str]:
+        """Return the arguments with their defaults, the same as JSON knows them, and where the result is kept."""
+        bound = self._signature.bind(**arguments)
+        bound.apply_defaults()
+        given = plain(dict(bound.arguments), f"the arguments of {self._name}")
+        source = source_digest(self.__module__)
+        store = default_store() if source else None
+        return dict(bound.arguments), given, store, fingerprint(["experiment", self._name, given, source, versions()])
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _find, (self.__module__, self.__qualname__)
+
+
+def _find(module: str, name: str) -> Any:
+    """Return an experiment by its place, as a process that was handed one does."""
+    return getattr(import_module(module), name)
+
+
+def _ask(asked: Experiment, arguments: Mapping[str, Any]) -> None:
+    """Run an experiment for its place in the store."""
+    asked(**arguments)
+
+
+def experiment(function: Callable[..., dict[str, Any]]) -> Experiment:
+    """Store what ``function`` returns by its arguments and the source it rests on; it takes keyword arguments and returns a dict."""
+    return Experiment(function)
 
 
 def _run(function: Callable[..., dict[str, Any]], arguments: dict[str, Any], name: str) -> dict[str, Any]:

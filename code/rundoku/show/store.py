@@ -1,11 +1,14 @@
 """Results kept on disk as text: whole or not at all, checked when read, safe with two builds at once."""
 
+import contextlib
+import fcntl
 import hashlib
 import json
 import os
 import platform
 import stat
 import tempfile
+from collections.abc import Iterator
 from functools import cache
 from importlib import metadata
 from pathlib import Path
@@ -102,6 +105,19 @@ class Store:
     def digest(self, key: str) -> str | None:
         """Return the digest of the entry under ``key`` as it lies on disk, None where there is none."""
         return file_digest(self._path(key))
+
+    @contextlib.contextmanager
+    def alone(self, key: str) -> Iterator[None]:
+        """Hold ``key``: another process that wants to run the same waits, and then finds it kept. Raises StoreError as ``keep`` does."""
+        path = self.folder / "locks" / key
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            file = path.open("w")
+        except OSError as error:
+            raise StoreError(f"could not hold {path}: {error.strerror or error}") from error
+        with file:
+            fcntl.flock(file, fcntl.LOCK_EX)
+            yield
 
     def keep(self, key: str, payload: dict[str, Any]) -> None:
         """Keep a payload, whole or not at all; its ``files`` maps repository paths to digests.

@@ -205,6 +205,16 @@ class Toy:
         top = self.root / folder
         return {path.relative_to(top).as_posix(): path.read_bytes() for path in sorted(top.rglob("*")) if path.is_file()}
 
+    def python(self, code: str) -> str:
+        """Run Python with this site's rooms and return what it prints."""
+        own = {name: value for name, value in os.environ.items() if not name.startswith("RUNDOKU_")}
+        own["PYTHONPATH"] = str(self.root / "code")
+        done = subprocess.run(
+            [sys.executable, "-c", code], cwd=self.root, env=own, capture_output=True, text=True, timeout=120, check=False
+        )
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
     def html(self, language: str, page: str = "notes/lora/index.html") -> str:
         """Return a built page."""
         return (self.root / "site" / language / page).read_text(encoding="utf-8")

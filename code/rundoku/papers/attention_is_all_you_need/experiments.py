@@ -3,6 +3,7 @@
 import math
 import random
 from collections.abc import Iterator
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -72,16 +73,15 @@ def cost_by_length(*, width: int, lengths: tuple[int, ...], kinds: tuple[str, ..
 def cost_by_heads(*, width: int, length: int, heads: tuple[int, ...]) -> dict:
     """Count the operations of multi-head attention for several numbers of heads that share one width."""
     x = torch.empty(length, width, dtype=torch.float64, device="meta")
-    return {"flops": [counts.flops(lambda h=h: counts.layers(width, heads=h)["multi-head attention, whole"](x)) for h in heads]}
+    layers = [counts.layers(width, heads=h)["multi-head attention, whole"] for h in heads]
+    return {"flops": [counts.flops(partial(layer, x)) for layer in layers]}
 
 
 @experiment
 def training_cost(*, tokens: int, length: int) -> dict:
     """Count what the two trainings of the paper cost: 100,000 steps of the base model, 300,000 of the big one (§5.2)."""
-    return {
-        "base": counts.training_flops(BASE, 100_000, tokens, length),
-        "big": counts.training_flops(BIG, 300_000, tokens, length),
-    }
+    steps = {"base": (BASE, 100_000), "big": (BIG, 300_000)}
+    return {name: counts.training_flops(config, number, tokens, length) for name, (config, number) in steps.items()}
 
 
 # ---- Measured without training ----
@@ -129,7 +129,8 @@ def position_properties(*, length: int, d_model: int, offsets: tuple[int, ...]) 
 
 def numerals(rng: random.Random, size: int, *, digits: int, words: tuple[int, int], held_out: bool) -> tuple[Tensor, Tensor]:
     """Return sources [B, M], a language tag and so many English words, and targets [B, N], bos, the numeral and eos."""
-    sources, targets = [], []
+    sources: list[list[str]] = []
+    targets: list[list[str]] = []
     while len(sources) < size:
         number = number_words.draw(rng, digits)
         spelled, tag = number_words.english(number), rng.choice(tuple(SPELL))
@@ -229,7 +230,7 @@ def translation(*, steps: int, warmup: int, smoothing: float, digits: int, longe
     test = random.Random(seed + 1)
     unseen = numerals(test, 500, digits=digits, words=(1, longest), held_out=True)
     by_length = [numerals(test, 60, digits=digits, words=(n, n), held_out=True) for n in range(1, longest + 5)]
-    accuracy = {}
+    accuracy: dict[str, float | list[float]] = {}
     for name, chosen in (("last", checkpoints[-1:]), ("mean", checkpoints[-5:])):
         model.load_state_dict(average_checkpoints(chosen))
         accuracy[name] = exact_match(model, *unseen)
@@ -287,7 +288,7 @@ def small_run(*, fault: str, smoothing: float, steps: int, warmup: int, seeds: t
         rng = random.Random(seed)
         model = Transformer(TransformerConfig(len(TOKENS), n_layers=2, d_model=32, d_ff=128, n_heads=2, dropout=0.0))
         spoil(model, fault)
-        batches = iter(lambda rng=rng: numerals(rng, 32, digits=5, words=(1, 12), held_out=False), None)
+        batches = iter(partial(numerals, rng, 32, digits=5, words=(1, 12), held_out=False), None)
         kept = {"ramp": fault != "no warm-up", "shift": fault != "targets not shifted"}
         losses, checkpoints = train(model, batches, steps=steps, warmup=warmup, smoothing=smoothing, keep_every=20, **kept)
         model.load_state_dict(average_checkpoints(checkpoints[-5:]))

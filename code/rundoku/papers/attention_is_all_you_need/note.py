@@ -84,8 +84,8 @@ sizes = experiments.table_3()
 rows = []
 for name, size in sizes.items():
     rows.append((name, size.counted / 1e6, size.paper, round(size.fits[0]), round(size.fits[1])))
-columns = ("Model", "Counted (M)", "Paper (M)", "Vocabulary from", "Vocabulary to")
-table("table-3", columns=columns, rows=rows, formats=("", ".1f", "", ",", ","))
+headings = ("Model", "Counted (M)", "Paper (M)", "Vocabulary from", "Vocabulary to")
+table("table-3", columns=headings, rows=rows, formats=("", ".1f", "", ",", ","))
 
 like_base = [size.fits for name, size in sizes.items() if name != "big"]
 publish(rows_of_base=len(like_base), vocabulary_low=max(low for low, _ in like_base))
@@ -133,7 +133,7 @@ with figure("alignment", columns=2, size=(7.2, 3.6)) as panels:
         weights = example.maps[-1][head]  # [N, M]
         heatmap(axes, weights, xlabels=example.source, ylabels=example.target, high=1)
         axes.tick_params(axis="x", labelrotation=90)
-publish(aligned=aligned[-1].max(), first_layer=aligned[0].max())
+publish(aligned=aligned[-1].max().item(), first_layer=aligned[0].max().item())
 # --8<-- [end:alignment]
 
 # --8<-- [start:smoothing]

@@ -1,7 +1,7 @@
 """The runs behind the note: exactness, accesses counted against Theorem 2, memory held, what goes wrong; and what to time on a GPU."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -85,7 +85,7 @@ def count_accesses(*, length: int, width: int, sram: int) -> dict:
     return dict(zip(("flash", "flash2", "standard"), (memory.accesses for memory in memories), strict=True))
 
 
-def exponent(sizes: list[int], counts: list[int]) -> float:
+def exponent(sizes: Sequence[int], counts: Sequence[int]) -> float:
     """Return the slope of log count over log size, by least squares."""
     x, y = (torch.tensor(numbers, dtype=torch.float64).log() for numbers in (sizes, counts))
     return (((x - x.mean()) * (y - y.mean())).sum() / (x - x.mean()).square().sum()).item()

@@ -60,14 +60,14 @@ publish(parameters=base.parameters)
 # --8<-- [start:rank-sweep]
 RANKS = {"poems": (1, 2, 4, 8, 64), "code": (1, 8, 64)}
 PLACES = {"query and value": ATTENTION, "every linear layer": EVERY_LINEAR}
-whole = {domain: experiments.adapt(domain=domain, method="full") for domain in RANKS}
-head = {domain: experiments.adapt(domain=domain, method="head") for domain in RANKS}
-sweep = {
-    (domain, place, rank): experiments.adapt(domain=domain, method="lora", targets=PLACES[place], rank=rank)
-    for domain, ranks in RANKS.items()
-    for place in PLACES
-    for rank in ranks
-}
+plain = [(domain, method) for domain in RANKS for method in ("full", "head")]
+swept = [(domain, place, rank) for domain, ranks in RANKS.items() for place in PLACES for rank in ranks]
+found = experiments.adapt.each(  # side by side
+    [{"domain": domain, "method": method} for domain, method in plain]
+    + [{"domain": domain, "method": "lora", "targets": PLACES[place], "rank": rank} for domain, place, rank in swept]
+)
+whole, head = dict(zip(RANKS, found[0:4:2])), dict(zip(RANKS, found[1:4:2]))
+sweep = dict(zip(swept, found[4:], strict=True))
 with figure("rank-sweep", columns=2, size=(7.2, 3.2)) as both:
     for axes, (domain, ranks) in zip(both, RANKS.items(), strict=True):
         for place in PLACES:
@@ -101,10 +101,13 @@ table(
     formats=("", ",", ".3f", ".0%", ".3f", ".0%"),
 )
 SEEDS = (1, 2, 3)  # one run is too few for the small differences between ranks
-near = {
-    rank: mean(gain("poems", experiments.adapt(domain="poems", method="lora", targets=QV, rank=rank, seed=seed)) for seed in SEEDS)
+by_seed = {
+    rank: [gain("poems", run) for run in experiments.adapt.each(
+        {"domain": "poems", "method": "lora", "targets": QV, "rank": rank, "seed": seed} for seed in SEEDS
+    )]
     for rank in (1, 8, 64)
-}
+}  # fmt: skip
+near = {rank: mean(gains) for rank, gains in by_seed.items()}
 linear = sweep["poems", "every linear layer", 8]
 behind = {domain: sweep[domain, "query and value", 8].loss - whole[domain].loss for domain in RANKS}
 publish(seeds=len(SEEDS), near_1=near[1], near_8=near[8], near_64=near[64], behind_poems=behind["poems"], behind_code=behind["code"])
@@ -113,14 +116,15 @@ publish(head_gain=gain("poems", head["poems"]), linear_gain=gain("poems", linear
 
 # --8<-- [start:placement]
 choices = [(("query",), 8), (("key",), 8), (("value",), 8), (("output",), 8), (("query", "key"), 4), (QV, 4), (ALL_FOUR, 2)]
-placed = {names: experiments.adapt(domain="poems", method="lora", targets=names, rank=r) for names, r in choices}
+adapted = experiments.adapt.each({"domain": "poems", "method": "lora", "targets": names, "rank": r} for names, r in choices)
+placed = {names: run for (names, _), run in zip(choices, adapted, strict=True)}
 table(
     "placement",
     columns=("Adapted", "Rank", "Trainable parameters", "Loss on poems"),
     rows=[(", ".join(names), r, placed[names].trained, placed[names].loss) for names, r in choices],
     formats=("", "", ",", ".3f"),
 )
-publish(budget=placed[QV].trained)
+publish(budget=placed[QV].trained, single_ahead=placed[QV].loss - min(placed[name,].loss for name in ALL_FOUR))
 # --8<-- [end:placement]
 
 # --8<-- [start:subspaces]
@@ -240,12 +244,22 @@ claim("ten-thousand-times", ours=times, holds=abs(times / 10_000 - 1) < 0.1, kin
 claim("two-thirds", ours=saved, holds=abs(saved - 2 / 3) < 0.001, kind="exact", format=".4f")
 claim("no-latency", ours=work.merged / work.base, holds=work.merged == work.base < work.adapted, kind="reproduced", format=".3f")
 claim("rank-one", ours=near[1] / near[64], holds=near[1] / near[64] > 0.9, kind="reproduced", format=".2f")
-claim("more-rank", ours=near[64] - near[8], holds=near[64] - near[8] < 0.05, kind="reproduced", format="+.1%")
+more = [wide - narrow for narrow, wide in zip(by_seed[8], by_seed[64], strict=True)]
+claim("more-rank", ours=mean(more), holds=min(more) <= 0, kind="reproduced", format="+.1%")
 margin = min(placed[other].loss for other in (("query",), ("key",), ("query", "key"))) - placed[QV].loss
 claim("query-and-value", ours=margin, holds=margin > 0.02, kind="reproduced", format=".3f")
+single = min(placed[name,].loss for name in ALL_FOUR) - placed[QV].loss
+claim("better-than-one", ours=single, holds=single > 0, kind="reproduced", format=".3f")
 claim("shared-direction", ours=shared, holds=shared > 0.5, kind="reproduced", format=".2f")
-claim("amplifies", ours=amplified["4"].factor, holds=amplified["4"].factor > 2 > amplified["64"].factor, kind="reproduced", format=".1f")
-known = amplified["4"].through.delta / amplified["4"].highest_random
+everywhere = [one for _, one in updates.items()]  # the paper looks at one matrix of one layer
+claim(
+    "amplifies",
+    ours=amplified["4"].factor,
+    holds=all(one["4"].factor > 2 > one["64"].factor for one in everywhere),
+    kind="reproduced",
+    format=".1f",
+)
+known = min(one["4"].through.delta / one["4"].through.random for one in everywhere)
 claim("known-features", ours=known, holds=known > 1, kind="reproduced", format=".2f")
 claim("scale", ours=spread["α/r"], holds=spread["α/r"] < 3 and spread["α"] > 10, kind="reproduced", format=".1f")
 claim("far-domain", ours=behind["code"] / behind["poems"], holds=behind["code"] > 3 * behind["poems"], kind="reproduced", format=".1f")
