@@ -1,5 +1,6 @@
 """The files of a language's site that nobody wrote: API pages, single-file copies, notebooks."""
 
+import contextlib
 from collections.abc import Iterator, Set
 from pathlib import Path
 
@@ -67,6 +68,8 @@ def _quote(paper: Paper, language: str, root: Path, store: Store) -> Quote:
         name, _, specification = text.partition(":")
         if kind == "paper":
             return paper.facts[name].text if name in paper.facts else name
-        return cell(values[name], specification) if name in values else name
+        with contextlib.suppress(KeyError, ValueError):  # the page says what is wrong, and where
+            return cell(values[name], specification)
+        return name
 
     return quote
