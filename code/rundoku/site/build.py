@@ -7,18 +7,26 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from importlib import metadata
 from pathlib import Path
+from typing import TypedDict
 
 from tqdm import tqdm
 
-from rundoku.show.store import ROOT, Store, StoreError, default_store, file_digest, fingerprint
-from rundoku.site import runner, snippets
+from rundoku.show.store import ROOT, Store, StoreError, default_store, fingerprint
+from rundoku.site import changes, runner, snippets
 from rundoku.site.catalogue import LANGUAGES
 
 BUILD = [sys.executable, "-m", "mkdocs", "build", "--strict"]
+
+
+class Inputs(TypedDict):
+    """What a language is built from: a digest of all but its notes' pages, and for each of these its digest and its skeleton's."""
+
+    common: str
+    notes: dict[str, list[str]]
 
 
 class BuildError(Exception):
@@ -45,12 +53,19 @@ def run(root: Path = ROOT, *, languages: Sequence[str] = LANGUAGES) -> int:
 
     Every fault is printed with the note, language, line and section where the block stands, and its traceback.
     """
-    store = store_of(root)
+    store, known = store_of(root), dict[str, runner.Outcome]()
+
+    def kept(name: str) -> runner.Outcome | None:
+        outcome = known.get(name) or store.recall(name)
+        if outcome:
+            known[name] = outcome  # the three languages ask for the same
+        return outcome
+
     sessions = [session for session in wanted(root) if session[0].language in languages]
     missing = {}
     for session in sessions:
         codes = [block.code for block in session]
-        if any(runner.recall(store, codes[: i + 1]) is None for i in range(len(codes))):
+        if any(kept(runner.key(codes[: i + 1])) is None for i in range(len(codes))):
             missing[runner.key(codes)] = codes
     longer = list(missing.values())  # a session that is the beginning of another needs no run of its own
     todo = [codes for codes in longer if not any(other is not codes and other[: len(codes)] == codes for other in longer)]
@@ -68,13 +83,15 @@ def run(root: Path = ROOT, *, languages: Sequence[str] = LANGUAGES) -> int:
 
             runner.run(store, todo, executor, done)
     print(f"{len(sessions)} sessions, {len(todo)} run, {len(failures)} failed", flush=True)
-    complaints = list(_complaints(store, sessions, failures))
+    complaints = list(_complaints(kept, sessions, failures))
     for complaint in complaints:
         print(f"\n{complaint}", file=sys.stderr)
     return len(complaints)
 
 
-def _complaints(store: Store, sessions: Iterable[list[snippets.Block]], failures: dict[str, str]) -> Iterable[str]:
+def _complaints(
+    kept: Callable[[str], runner.Outcome | None], sessions: Iterable[list[snippets.Block]], failures: dict[str, str]
+) -> Iterable[str]:
     """Yield what is wrong with each block, with every place where it stands."""
     places: dict[str, list[str]] = {}
     faults: dict[str, str] = {}
@@ -82,7 +99,7 @@ def _complaints(store: Store, sessions: Iterable[list[snippets.Block]], failures
         codes = [block.code for block in session]
         for i, block in enumerate(session):
             name = runner.key(codes[: i + 1])
-            outcome = runner.recall(store, codes[: i + 1])
+            outcome = kept(name)
             fault = f"the snippet failed: {failures[name]}" if name in failures else snippets.complain(block, outcome) if outcome else ""
             if fault:
                 places.setdefault(name, []).append(block.place())
@@ -106,7 +123,11 @@ def build(root: Path = ROOT, *, languages: Sequence[str] = LANGUAGES) -> None:
         inputs = _inputs(root, languages, environment)
         todo = [language for language in languages if not is_fresh(root, language, inputs[language])]
         with _workplace(root) as beside, ThreadPoolExecutor(len(todo) or 1) as pool:
-            codes = list(pool.map(lambda language: _build_one(root, beside / language, environment, lock), todo))
+
+            def make(language: str) -> int:
+                return _build_one(root, beside / language, environment, lock, _reworded(root, language, inputs[language]))
+
+            codes = list(pool.map(make, todo))
             failed = [language for language, code in zip(todo, codes, strict=True) if code]
             if failed:
                 raise BuildError(f"the build failed in {', '.join(failed)}; the site stands as it was")
@@ -145,16 +166,29 @@ def _workplace(root: Path) -> Iterator[Path]:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def _build_one(root: Path, beside: Path, environment: dict[str, str], lock: int) -> int:
-    """Build the language that ``beside`` is named for into that folder, and return the exit status."""
-    command, given = [*BUILD, "--site-dir", str(beside)], {**environment, "DOCS_LANG": beside.name}
-    done = subprocess.run(command, cwd=root, env=given, capture_output=True, text=True, check=False, pass_fds=(lock,))
-    lines = [f"[{beside.name}] {line}\n" for line in (done.stdout + done.stderr).splitlines() if line.strip()]
+def _build_one(root: Path, beside: Path, environment: dict[str, str], lock: int, pages: frozenset[str]) -> int:
+    """Build the language that ``beside`` is named for into that folder, or just these pages of it, and return the exit status."""
+    language = beside.name
+    given = {**environment, "DOCS_LANG": language}
+
+    def mkdocs(*arguments: str, **more: str) -> subprocess.CompletedProcess[str]:
+        command = [*BUILD, *arguments]
+        return subprocess.run(command, cwd=root, env=given | more, capture_output=True, text=True, check=False, pass_fds=(lock,))
+
+    if pages:
+        made = beside.with_name(f"{language}.pages")
+        done = mkdocs("--dirty", "--site-dir", str(made), RUNDOKU_PAGES=" ".join(sorted(pages)))
+        if done.returncode == 0 and changes.join(root / "site" / language, made / language, beside / language, pages):
+            print(f"[{language}] only {', '.join(sorted(pages))}", flush=True)
+            return 0
+        shutil.rmtree(beside, ignore_errors=True)
+    done = mkdocs("--site-dir", str(beside))
+    lines = [f"[{language}] {line}\n" for line in (done.stdout + done.stderr).splitlines() if line.strip()]
     print("".join(lines), end="", file=sys.stderr if done.returncode else sys.stdout, flush=True)
     return done.returncode
 
 
-def _put_in_place(root: Path, beside: Path, language: str, inputs: str) -> None:
+def _put_in_place(root: Path, beside: Path, language: str, inputs: Inputs) -> None:
     """Move a language that is whole to where it is served, and note what it was built from."""
     site, stamp = root / "site", _stamp(root, language)
     stamp.unlink(missing_ok=True)
@@ -163,30 +197,27 @@ def _put_in_place(root: Path, beside: Path, language: str, inputs: str) -> None:
         (site / language).replace(beside / f"{language}.before")
     for made in sorted((beside / language).iterdir()):
         made.replace(site / made.name)
-    stamp.write_text(json.dumps([inputs, _outputs(root, language)]), encoding="utf-8")
+    stamp.write_text(json.dumps({**inputs, "outputs": _outputs(root, language)}), encoding="utf-8")
 
 
 def _stamp(root: Path, language: str) -> Path:
     return root / ".cache" / f"{language}.built"
 
 
-def _inputs(root: Path, languages: Sequence[str], environment: dict[str, str]) -> dict[str, str]:
-    """Return a fingerprint of all that each language's build reads; of another language's page, only what its snippets show."""
-    store, files = store_of(root), dict[str, str | None]()
-    for top in ("docs", "notes", "code/rundoku", "mkdocs.yml"):
-        for path in [root / top, *(root / top).rglob("*")]:
-            if path.suffix != ".pyc" and path.is_file():
-                files[path.relative_to(root).as_posix()] = file_digest(path)
+def _inputs(root: Path, languages: Sequence[str], environment: dict[str, str]) -> dict[str, Inputs]:
+    """Return what each language's build reads: of another language's page, only what its snippets show."""
+    store, files = store_of(root), changes.sources(root)
     keys = {runner.key([block.code for block in session[: i + 1]]) for session in wanted(root) for i in range(len(session))}
     shown = {key: store.digest(key) for key in keys}
     installed = sorted(f"{found.name} {found.version}" for found in metadata.distributions())
     given = {name: environment.get(name) for name in ("SITE_URL", "REPO_URL", "SOURCE_DATE_EPOCH")}
-    common = fingerprint([shown, installed, given, commit(root)])
-    found = {}
+    found: dict[str, Inputs] = {}
     for language in languages:
-        others = {name for name in files if (match := snippets.PAGE.search(name)) and match[1] != language}
-        unread = {name for name in others if snippets.PAGE.sub(f".{language}.md", name) in files}
-        found[language] = fingerprint([common, {name: digest for name, digest in files.items() if name not in unread}])
+        read = changes.read_by(language, files)
+        last = _last(root, language)
+        notes = changes.notes(root, read, last["notes"] if last else {})
+        others = {name: digest for name, digest in read.items() if name not in notes}
+        found[language] = {"common": fingerprint([shown, installed, given, commit(root), others]), "notes": notes}
     return found
 
 
@@ -198,13 +229,24 @@ def _outputs(root: Path, language: str) -> str:
     return fingerprint(sorted((str(path), path.stat().st_size, path.stat().st_mtime_ns) for path in entries))
 
 
-def is_fresh(root: Path, language: str, inputs: str) -> bool:
-    """Whether a language stands as its last build left it, and that build read what a build now would read."""
+def _last(root: Path, language: str) -> Inputs | None:
+    """Return what the language as it stands was built from; None where it is not as a build has left it."""
     try:
         kept = json.loads(_stamp(root, language).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return False
-    return kept == [inputs, _outputs(root, language)]
+        return kept if kept.pop("outputs") == _outputs(root, language) else None
+    except (OSError, ValueError, KeyError, AttributeError):
+        return None
+
+
+def is_fresh(root: Path, language: str, inputs: Inputs) -> bool:
+    """Whether a language stands as its last build left it, and that build read what a build now would read."""
+    return _last(root, language) == inputs
+
+
+def _reworded(root: Path, language: str, inputs: Inputs) -> frozenset[str]:
+    """Return the pages to make again where nothing but the wording of notes has changed; none where everything is to be made."""
+    last = _last(root, language)
+    return changes.reworded(last["notes"], inputs["notes"]) if last and last["common"] == inputs["common"] else frozenset()
 
 
 def commit(root: Path) -> str:
@@ -217,5 +259,5 @@ def serve(language: str, address: str, root: Path = ROOT) -> int:
     """Preview one language at ``address`` and follow every edit, until interrupted."""
     if language not in LANGUAGES:
         raise ValueError(f"language is {language!r}; expected one of {', '.join(LANGUAGES)}")
-    command = [sys.executable, "-m", "mkdocs", "serve", "--dev-addr", address]
+    command = [sys.executable, "-m", "mkdocs", "serve", "--dirty", "--no-strict", "--dev-addr", address]
     return subprocess.run(command, cwd=root, env={**build_environment(root), "DOCS_LANG": language}, check=False).returncode

@@ -24,11 +24,11 @@ IN_PLACE = {"triton"}  # imported where the original does: what stands above (th
 GUARD = External("importlib.util", "find_spec", "find_spec")
 
 
-def copy(room: str, root: Path) -> str:
+def copy(room: str, root: Path, library: Library | None = None) -> str:
     """Return a room of the repository at ``root``, or a part of one ("layer_norm.kernel"), as one file.
 
     It imports only torch, triton and the standard library. Raises ExportError for a room or part that there is not, and where the
-    source does something that a copy cannot.
+    source does something that a copy cannot. A ``library`` that is given keeps what it has read for the next copy.
     """
     known = rooms(root)
     slug, _, part = room.replace("_", "-").partition(".")
@@ -41,14 +41,14 @@ def copy(room: str, root: Path) -> str:
     if name not in modules(root, slug):
         parts = [module.removeprefix(f"{package}.") for module in modules(root, slug) if module != package]
         raise ExportError(f"room {slug!r} has no part {part!r}; it has {', '.join(parts) or 'none'}")
-    return Copy(Library(root), name).text()
+    return Copy(library or Library(root), name).text()
 
 
-def copies(slug: str, root: Path) -> tuple[str, ...]:
+def copies(slug: str, root: Path, library: Library | None = None) -> tuple[str, ...]:
     """Return what of a room there is to copy: the room where it has public names, and its kernels where these do not bring them."""
     room = slug.replace("-", "_")
     package = ".".join(rooms(root)[slug].relative_to(root / "code").parts)
-    library = Library(root)
+    library = library or Library(root)
     kernel = [f"{package}.kernel"] if f"{package}.kernel" in modules(root, slug) else []
     if not library.module(package).items:
         return tuple(f"{room}.kernel" for _ in kernel)

@@ -63,7 +63,7 @@ class _Scan:
 
 def fences(text: str) -> list[Fence]:
     """The fenced blocks in order; one inside another belongs to the outer one's body."""
-    return list(_scan(text).fences)
+    return list(_body(text)[0])
 
 
 def headings(text: str) -> list[Heading]:
@@ -119,7 +119,7 @@ def _line(text: str, position: int) -> int:
 
 
 def _blank(text: str) -> str:
-    return re.sub(r"[^\n]", " ", text)
+    return re.sub(r"[^\n]+", lambda line: " " * len(line[0]), text)
 
 
 def _options(info: str) -> tuple[str, dict[str, str]]:
@@ -158,25 +158,32 @@ def _fenced(text: str) -> tuple[list[Fence], str]:
     return found, "\n".join(kept)
 
 
-@lru_cache(maxsize=32)
-def _scan(text: str) -> _Scan:
+@lru_cache(maxsize=1024)  # a build reads every page several times
+def _body(text: str) -> tuple[tuple[Fence, ...], str]:
+    """The fences of a page, and its text with these and the front matter blanked."""
     match = _FRONT_MATTER.match(text)
-    body = _blank(match[0]) + text[match.end() :] if match else text
-    found, body = _fenced(body)
+    found, body = _fenced(_blank(match[0]) + text[match.end() :] if match else text)
+    return tuple(found), body
+
+
+@lru_cache(maxsize=1024)
+def _scan(text: str) -> _Scan:
+    found, body = _body(text)
     code: list[Span] = []
     formulas: list[Span] = []
     without_comments: list[str] = []
     without_marks: list[str] = []
-    last = 0
+    last, line = 0, 1
     for match in _INLINE.finditer(body):
         for kept in (without_comments, without_marks):
             kept.append(body[last : match.start()])
-        last, line = match.end(), _line(body, match.start())
+        line += body.count("\n", last, match.start())
         if match["code"] is not None:
             code.append(Span(match["code"], line))
         elif match["block"] is not None or match["inline"] is not None:
             formulas.append(Span((match["block"] or match["inline"]).strip(), line, match["block"] is not None))
+        last, line = match.end(), line + match[0].count("\n")
         without_comments.append(_blank(match[0]) if match["comment"] else match[0])
         without_marks.append(_blank(match[0]))
     tail = body[last:]
-    return _Scan(tuple(found), "".join(without_comments) + tail, "".join(without_marks) + tail, tuple(code), tuple(formulas))
+    return _Scan(found, "".join(without_comments) + tail, "".join(without_marks) + tail, tuple(code), tuple(formulas))

@@ -1,6 +1,7 @@
 """Everything that knows MkDocs: one build makes one language, ``DOCS_LANG``, at ``/<language>/``."""
 
 import functools
+import logging
 import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
@@ -12,13 +13,13 @@ from jinja2 import Environment
 from markdown import Markdown
 from mkdocs.config.defaults import MkDocsConfig
 from mkdocs.plugins import BasePlugin, event_priority
-from mkdocs.structure.files import File, Files
+from mkdocs.structure.files import Files
 from mkdocs.structure.nav import Navigation
 from mkdocs.structure.pages import Page
 from mkdocs.utils.templates import TemplateContext
 
 from rundoku.show.store import ROOT, Store, file_digest
-from rundoku.site import formulas, hover, made, pages, render, runner, snippets
+from rundoku.site import changes, formulas, hover, made, pages, render, runner, snippets
 from rundoku.site.build import commit, store_of
 from rundoku.site.catalogue import LANGUAGES, Catalogue, CatalogueError, load, load_labels
 from rundoku.site.glossary import load_glossary
@@ -47,6 +48,8 @@ class RundokuPlugin(BasePlugin):  # type: ignore[no-untyped-call]
         """Take markdown-exec's place in running Python."""
         markdown_exec.formatters["python"] = markdown_exec.formatters["py"] = render.python
         self.serving = command == "serve"
+        self.built: dict[str, str] = {}  # the sources of the preview as it stands
+        logging.getLogger("mkdocs.commands.build").addFilter(lambda told: "'dirty' build" not in told.getMessage())
 
     @event_priority(100)  # before the search plugin reads the language and the theme's templates are listed
     def on_config(self, config: MkDocsConfig) -> MkDocsConfig:
@@ -57,6 +60,7 @@ class RundokuPlugin(BasePlugin):  # type: ignore[no-untyped-call]
         self.root = Path(config.config_file_path).resolve().parent
         self.store = store_of(self.root)
         lineage.cache_clear()
+        self.chosen = self._chosen()
         try:
             self.catalogue, self.glossary = load(self.root), load_glossary(self.root)
         except CatalogueError as error:
@@ -86,6 +90,14 @@ class RundokuPlugin(BasePlugin):  # type: ignore[no-untyped-call]
         elif search.jieba:
             search.jieba.setLogLevel("WARNING")
         return config
+
+    def _chosen(self) -> frozenset[str] | None:
+        """Return the pages that this build makes; None for all of them."""
+        if self.serving:
+            self.sources = changes.read_by(self.language, changes.sources(self.root))
+            return changes.touched(self.built, self.sources) if self.built else None
+        named = os.environ.get("RUNDOKU_PAGES", "").split()
+        return frozenset([*named, "tags.md"]) if named else None  # a page's tags link to where they are listed
 
     def _nav(self, nav: list[Any]) -> list[Any]:
         """Translate the titles and add the written notes, one group a theme, below the entry ``nav.notes``."""
@@ -126,12 +138,15 @@ class RundokuPlugin(BasePlugin):  # type: ignore[no-untyped-call]
             source = sources.get(self.language) or sources.get(None) or sources.get("en")
             if source is None:
                 raise render.PageError(f"{uri} is there in {', '.join(filter(None, sources))} alone; expected {self.language} or English")
-            file = File(uri, config.docs_dir, config.site_dir, config.use_directory_urls)
+            file = changes.Chosen(uri, config.docs_dir, config.site_dir, config.use_directory_urls)
+            file.chosen = self.chosen
             file.abs_src_path = str(source)
             file.edit_uri = source.relative_to(self.root).as_posix()
             files.append(file)
-        for uri, content in made.files(self.catalogue, self.language, self.root, self.store):
-            files.append(File.generated(config, uri, content=content))
+        for uri, content in made.files(self.catalogue, self.language, self.root, self.store, self.chosen):
+            file = changes.Chosen.generated(config, uri, content=content)
+            vars(file)["chosen"] = self.chosen  # typed as a plain file
+            files.append(file)
         return files
 
     def on_nav(self, nav: Navigation, *, config: MkDocsConfig, files: Files) -> Navigation:
@@ -228,6 +243,8 @@ class RundokuPlugin(BasePlugin):  # type: ignore[no-untyped-call]
 
     def on_post_build(self, *, config: MkDocsConfig) -> None:
         """Write what stands above the languages: the page that picks one, and the page for an address that there is not."""
+        if self.serving:
+            self.built = self.sources
         if self.language == "en" or self.serving:
             for template, name in ROOT_TEMPLATES.items():
                 text = self.env.get_template(template).render(config=config, home=self.home, page=None)

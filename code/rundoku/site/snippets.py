@@ -58,6 +58,7 @@ class Block:
         return f"{self.page}:{self.line} ({', '.join(details)})"
 
 
+@cache
 def sections(text: str, path: str) -> dict[str, tuple[str, int, int]]:
     """Return the marked sections of a file: text without markers, first line and last line. Raises NoteError for unpaired markers."""
     lines = text.splitlines(keepends=True)

@@ -268,18 +268,19 @@ def test_an_interrupted_run_leaves_nothing_behind_and_the_next_goes_on(
     assert sorted(kept["output"] for kept in toy.stored().values()) == ["quickly\n", "slowly\n"]
 
 
-def test_a_build_killed_while_it_writes_pages_leaves_the_site_as_it_was(built: tuple[Toy, dict[str, bytes], str]) -> None:
+@pytest.mark.parametrize("new", ["## Lines that come before {#idea}", "## Lines before {#idea-2}"], ids=["one page", "every page"])
+def test_a_build_killed_while_it_writes_pages_leaves_the_site_as_it_was(built: tuple[Toy, dict[str, bytes], str], new: str) -> None:
     toy, files, _ = built
     kept = toy.page("en").read_text(encoding="utf-8")
-    toy.edit(toy.page("en"), "The total is", "The sum is")
-    beside = toy.root / ".cache" / "building" / "en" / "en"
+    toy.edit(toy.page("en"), "## Lines before {#idea}", new)
+    beside = toy.root / ".cache" / "building"
     process = toy.start("build", "en")
-    until(beside.is_dir, "the build writes pages")
+    until(lambda: list(beside.glob("*/en")), "the build writes pages")
     process.kill()
     process.communicate()
     assert toy.files() == files
     assert toy.rundoku("build", "en").returncode == 0
-    assert "The sum is" in toy.html("en") and toy.files().keys() == files.keys()
+    assert toy.html("en").encode() != files["en/notes/lora/index.html"] and toy.files().keys() == files.keys()
     toy.page("en").write_text(kept, encoding="utf-8")
     assert toy.rundoku("build", "en").returncode == 0
     assert toy.files() == files
