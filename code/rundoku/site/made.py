@@ -1,6 +1,7 @@
 """The files of a language's site that nobody wrote: API pages, single-file copies, notebooks."""
 
-from collections.abc import Iterator
+import contextlib
+from collections.abc import Iterator, Set
 from pathlib import Path
 
 from rundoku.show.imports import closure
@@ -13,12 +14,15 @@ from rundoku.site.notebook import Quote, notebook
 from rundoku.site.render import cell
 
 
-def files(catalogue: Catalogue, language: str, root: Path, store: Store) -> Iterator[tuple[str, str]]:
-    """Yield the address and content of every file that is made from the written notes' rooms."""
+def files(catalogue: Catalogue, language: str, root: Path, store: Store, chosen: Set[str] | None = None) -> Iterator[tuple[str, str]]:
+    """Yield the address and content of every file that is made from the written notes' rooms, or of those beside the chosen pages."""
+    library = export.Library(root)
     for slug, paper in catalogue.papers.items():
         entry, folder = catalogue.entry(slug), f"notes/{slug}"
         yield f"api/{slug}.md", f"---\ntitle: {entry.room}\n---\n\n::: {entry.room}\n"
-        for part, copy in _copies(entry.room, slug, root).items():
+        if chosen is not None and f"{folder}/index.md" not in chosen:
+            continue
+        for part, copy in _copies(entry.room, slug, root, library).items():
             yield f"{folder}/{copy_name(part)}", copy
         text = notebook(slug, root, language, _quote(paper, language, root, store), catalogue)
         yield f"{folder}/{slug.replace('-', '_')}.ipynb", text
@@ -26,10 +30,10 @@ def files(catalogue: Catalogue, language: str, root: Path, store: Store) -> Iter
 
 def copies(room: str, slug: str, root: Path) -> tuple[str, ...]:
     """Return what of a room there is to copy, found again when something that it rests on has changed."""
-    return tuple(_copies(room, slug, root))
+    return tuple(_copies(room, slug, root, None))
 
 
-def _copies(room: str, slug: str, root: Path) -> dict[str, str]:
+def _copies(room: str, slug: str, root: Path, library: export.Library | None) -> dict[str, str]:
     """Return a room and its parts as files of their own, kept until something that they are made from or with changes."""
     store, name, code = store_of(root), fingerprint(["copies", room]), root / "code"
     kept = store.recall(name)
@@ -40,7 +44,8 @@ def _copies(room: str, slug: str, root: Path) -> dict[str, str]:
         papers = {root / "notes" / owner / "paper.yml" for module in sources if (owner := room_of(module))}
         folder = code.joinpath(*room.split("."))
         rests_on = digests({*sources.values(), *papers, folder, root / "LICENSE", root / "pyproject.toml"}, root)
-        kept = {"copies": {part: export.copy(part, root) for part in export.copies(slug, root)}, "files": rests_on}
+        parts = export.copies(slug, root, library)
+        kept = {"copies": {part: export.copy(part, root, library) for part in parts}, "files": rests_on}
         store.keep(name, kept)
     return kept["copies"]
 
@@ -63,9 +68,8 @@ def _quote(paper: Paper, language: str, root: Path, store: Store) -> Quote:
         name, _, specification = text.partition(":")
         if kind == "paper":
             return paper.facts[name].text if name in paper.facts else name
-        try:
+        with contextlib.suppress(KeyError, ValueError):  # the page says what is wrong, and where
             return cell(values[name], specification)
-        except (KeyError, ValueError):  # the page itself says what is wrong, and where
-            return name
+        return name
 
     return quote
