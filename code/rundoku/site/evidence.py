@@ -185,7 +185,7 @@ def data(context: Context, *args: str) -> str:
             continue
         used = [context.catalogue.entry(slug) for slug in sorted(set(users.get(f"{DATA}.{path.stem}", [])))]
         name, docs = f"{DATA}.{path.stem}", (ast.get_docstring(tree) or "").split("\n\n")[0].replace("\n", " ")
-        package = "<code>{package}=={version}</code>".format_map(about) if about else ""
+        package = f"<code>{escape('{package}=={version}'.format_map(about))}</code>" if about else ""
         where = package or context.word("data.here")
         shown = ", ".join(title_of(context, entry, short=True) for entry in used)
         rows.append(

@@ -176,7 +176,7 @@ def test_home_shows_a_figure_beside_the_lines_that_drew_it(written):
 
 def test_the_data_page_lists_what_is_used_with_its_licence(written):
     shown = part(written, "data")
-    assert all(text in shown for text in ("Plays &amp; poems", "bard 1.2", "PD", "Small Nets")) and "unused" not in shown
+    assert all(text in shown for text in ("Plays &amp; poems", "bard==1.2", "PD", "Small Nets")) and "unused" not in shown
 
 
 def test_home_numbers_are_counted(written):
