@@ -34,11 +34,11 @@ def pages(folder: Path, language: str) -> list[str]:
 def test_search_finds_the_note(visitor, language, query, found):
     page = visitor.go(f"{language}/")
     page.keyboard.press("/")  # the index is loaded when the search is opened
+    page.locator("input.md-search__input").fill(query)
     links: list[str] = []
-    for _ in range(15):  # on a busy machine that takes its time, and what is typed before is not answered
-        page.locator("input.md-search__input").fill("")
-        page.locator("input.md-search__input").fill(query)
-        page.wait_for_timeout(1_000)
+    for _ in range(60):  # on a busy machine the index takes its time
+        page.keyboard.press("End")  # the theme asks when a key comes up, as it does after every letter that is typed
+        page.wait_for_timeout(500)
         links = page.locator(".md-search-result__item a").evaluate_all("links => links.map(link => link.getAttribute('href'))")
         if any(found in link for link in links):
             return
