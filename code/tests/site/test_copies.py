@@ -34,6 +34,14 @@ with torch.no_grad():
 result = {"out": out, "grad": [query.grad, key.grad, value.grad], "module": module(x, x, x), "weights": module.weights(x, x),
           "loss": loss, "embedding": model.embedding.weight.grad, "found": found, "scores": scores, "rate": room.learning_rate(5, 8)}
 """,
+    "byte-pair-encoding": """
+words = {"low": 5, "lower": 2, "newest": 6, "widest": 3}
+merges = room.learn_merges(words, 10)
+learned = room.learn_byte_merges("low lower 12 人権 人", 8, ties="oldest")
+made = room.ByteLevelBPE(room.byte_vocabulary(learned, ["<|end|>"]), learned, {"<|end|>": 264}, single_digits=True)
+ids = made.encode("lower 人 34<|end|>", allow_special=True)
+result = [merges, room.apply_merges("lowest", merges), learned, ids, made.decode(ids), room.split("it's 12 人"), len(room.BYTE_CHARACTERS)]
+""",
     "flash-attention": """
 q = torch.randn(1, 2, 9, 16, requires_grad=True)
 k, v = torch.randn(2, 1, 2, 7, 16)
