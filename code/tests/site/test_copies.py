@@ -88,6 +88,19 @@ room.merge_adapters(model)
 similar = room.subspace_similarity(torch.randn(3, 8), torch.randn(2, 8))
 result = {"out": out, "grads": grads, "state": state, "merged": model(tokens), "similar": similar}
 """,
+    "rms-norm": """
+layer, part = room.RMSNorm(6), room.RMSNorm(6, partial=0.3)
+x = torch.randn(3, 5, 6, requires_grad=True)
+layer(part(x)).pow(3).sum().backward()
+result = {"grads": [x.grad, layer.weight.grad, part.weight.grad], "half": room.rms_norm(x.half())}
+""",
+    "rms-norm.kernel": """
+x, residual = torch.randn(2, 3, 5, 33, requires_grad=True)
+weight = torch.randn(33)
+y, h = room.rms_norm(x, weight, residual=residual)
+grad, = torch.autograd.grad((y.square() + h).sum(), x)
+result = {"y": y, "h": h, "grad": grad, "alone": room.rms_norm(x.detach(), weight)}
+""",
 }
 
 
