@@ -101,6 +101,22 @@ y, h = room.rms_norm(x, weight, residual=residual)
 grad, = torch.autograd.grad((y.square() + h).sum(), x)
 result = {"y": y, "h": h, "grad": grad, "alone": room.rms_norm(x.detach(), weight)}
 """,
+    "roformer": """
+x, weight = torch.randn(2, 3, 5, 8, requires_grad=True), torch.randn(24, 7)
+cos, sin = room.rotary_tables(torch.tensor([0, 1, 5, 900, 100_000]), 8, base=1e5)
+turned = [room.rotate(x, cos, sin, layout) for layout in ("half", "interleaved")]
+grad, = torch.autograd.grad(sum(one.pow(3).sum() for one in turned), x)
+linear = room.rotary_linear_attention(x, x.flip(-1), x, cos, sin)
+result = {"turned": turned, "grad": grad, "rows": [room.to_half(weight, 3), room.to_interleaved(weight, 3)], "linear": linear,
+          "bound": room.decay_bound(torch.arange(4), 8)}
+""",
+    "roformer.kernel": """
+query, key = (torch.randn(2, heads, 9, 20, requires_grad=True) for heads in (5, 2))
+angles = torch.rand(2, 9, 10)
+turned = [each for layout in ("half", "interleaved") for each in room.rotary(query, key, angles.cos(), angles.sin(), layout)]
+grads = torch.autograd.grad(sum(each.pow(3).sum() for each in turned), (query, key))
+result = {"turned": turned, "grads": list(grads)}
+""",
 }
 
 
