@@ -60,6 +60,20 @@ out, lse = room.flash_attention(q, k, v, slopes, window_size=(3, 1), softcap=2.0
 configs = [[*use, *config.tiles.values()] for use, config in room.CONFIGS["interpreter"].items()]
 result = {"out": out, "lse": lse, "grads": [q.grad, k.grad, v.grad], "configs": configs}
 """,
+    "glu-variants": """
+ffn = room.GatedFeedForward(6, room.two_thirds(12), "gelu", bias=True)
+x = torch.randn(3, 5, 6, requires_grad=True)
+out = ffn(x)
+out.square().sum().backward()
+gates = {name: room.glu(x, x.flip(-1), name) for name in room.ACTIVATIONS}
+result = {"out": out, "grads": [x.grad, ffn.gate.weight.grad, ffn.up.bias.grad], "gates": gates}
+""",
+    "glu-variants.kernel": """
+projected = torch.randn(3, 5, 66, requires_grad=True)
+hidden = {name: room.gated(*projected.chunk(2, -1), name) for name in ("silu", "gelu", "gelu_tanh", "relu", "sigmoid", "identity")}
+grad, = torch.autograd.grad(sum(h.square().sum() for h in hidden.values()), projected)
+result = {"hidden": hidden, "grad": grad}
+""",
     "layer-norm": """
 layer, lstm, gru = room.LayerNorm(6), room.LSTM(room.RecurrentConfig(4, 6)), room.GRU(room.RecurrentConfig(4, 6))
 x = torch.randn(3, 5, 6, requires_grad=True)
