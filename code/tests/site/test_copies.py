@@ -52,6 +52,17 @@ out, lse = room.flash_attention(q, k, v, slopes, window_size=(3, 1), softcap=2.0
 configs = [[*use, *config.tiles.values()] for use, config in room.CONFIGS["interpreter"].items()]
 result = {"out": out, "lse": lse, "grads": [q.grad, k.grad, v.grad], "configs": configs}
 """,
+    "grouped-query-attention": """
+attention = room.GroupedQueryAttention(d_model=12, n_heads=6, n_kv_heads=2)
+x = torch.randn(2, 5, 12)
+allowed = torch.ones(5, 5, dtype=torch.bool).tril()
+out = attention(x, x, x, allowed)
+out.square().sum().backward()
+query, key = torch.randn(2, 6, 3, 4), torch.randn(2, 2, 7, 4)
+pooled = room.mean_pool_heads(attention.query.weight.detach(), 6, 3)
+result = {"out": out, "grads": [attention.key.weight.grad, attention.value.weight.grad], "pooled": pooled,
+          "grouped": room.grouped_attention(query, key, key), "bytes": room.kv_cache_bytes(2, 2, 4, 7)}
+""",
     "layer-norm": """
 layer, lstm, gru = room.LayerNorm(6), room.LSTM(room.RecurrentConfig(4, 6)), room.GRU(room.RecurrentConfig(4, 6))
 x = torch.randn(3, 5, 6, requires_grad=True)
