@@ -74,6 +74,17 @@ hidden = {name: room.gated(*projected.chunk(2, -1), name) for name in ("silu", "
 grad, = torch.autograd.grad(sum(h.square().sum() for h in hidden.values()), projected)
 result = {"hidden": hidden, "grad": grad}
 """,
+    "grouped-query-attention": """
+attention = room.GroupedQueryAttention(d_model=12, n_heads=6, n_kv_heads=2)
+x = torch.randn(2, 5, 12)
+allowed = torch.ones(5, 5, dtype=torch.bool).tril()
+out = attention(x, x, x, allowed)
+out.square().sum().backward()
+query, key = torch.randn(2, 6, 3, 4), torch.randn(2, 2, 7, 4)
+pooled = room.mean_pool_heads(attention.query.weight.detach(), 6, 3)
+result = {"out": out, "grads": [attention.key.weight.grad, attention.value.weight.grad], "pooled": pooled,
+          "grouped": room.grouped_attention(query, key, key), "bytes": room.kv_cache_bytes(2, 2, 4, 7)}
+""",
     "layer-norm": """
 layer, lstm, gru = room.LayerNorm(6), room.LSTM(room.RecurrentConfig(4, 6)), room.GRU(room.RecurrentConfig(4, 6))
 x = torch.randn(3, 5, 6, requires_grad=True)
