@@ -51,19 +51,19 @@ class KVCache:
 
     # --8<-- [start:append]
     def append(self, layer: int, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
-        """Write one layer's new keys and values [B, G, N, D] behind the old; returns all so far, [B, G, M, D] each.
+        """Write one layer's new keys and values [B, G, N, D]; returns all so far, [B, G, M, D] each.
 
-        `length` stays: every layer writes to the same columns, and `advance` moves on when the last one has.
+        `length` stays, since every layer writes to the same columns; `advance` moves on afterwards.
         """
         if key.requires_grad:
-            raise ValueError("cache: no gradient passes through it; expected a call under torch.no_grad()")
+            raise ValueError("cache: no gradient passes through it; expected a call under no_grad()")
         new = slice(self.length, self.length + key.shape[2])
         keys, values = self.states[layer]  # [B, G, capacity, D] each
         keys[:, :, new], values[:, :, new] = key, value
         return keys[:, :, : new.stop], values[:, :, : new.stop]
 
     def advance(self, real: Tensor) -> None:
-        """Count the columns that a forward pass has filled in; real: [B, N], False where a column is padding."""
+        """Count the columns that a forward pass has filled; real: [B, N], False at padding."""
         end = self.length + real.shape[1]
         self.real[:, self.length : end] = real
         self.length = end

@@ -66,7 +66,7 @@ def from_gguf(metadata: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Lla
     for layer in range(config.n_layers):
         for part, heads in (("query", config.n_heads), ("key", config.n_kv_heads)):
             name = f"blocks.{layer}.attention.{part}.weight"
-            state[name] = to_half(state[name], heads)  # rows (0, 1), (2, 3), … become (i, i + D/2)
+            state[name] = to_half(state[name], heads)  # (0, 1), (2, 3), … → (i, i + D/2)
     # --8<-- [end:un-permute]
     return _model(config, state)
 

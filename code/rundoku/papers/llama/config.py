@@ -33,7 +33,7 @@ class LlamaConfig:
 
 # --8<-- [start:sizes]
 def _size(d_model: int, n_heads: int, n_layers: int) -> LlamaConfig:
-    """Return a row of Table 2; 4·C·2/3 is rounded up to a multiple of 256, as in the authors' code."""
+    """Return a row of Table 2; d_ff is rounded up as in the authors' code."""
     d_ff, d_head = two_thirds(4 * d_model, multiple_of=256), d_model // n_heads
     return LlamaConfig(32_000, d_model, n_layers, n_heads, n_heads, d_ff, d_head)
 

@@ -30,11 +30,11 @@ class Attention(nn.Module):
         """Return the heads of x [B, N, H·D] as [B, H, N, D]."""
         return x.unflatten(-1, (-1, self.d_head)).transpose(1, 2)
 
-    # --8<-- [start:attention]
     def forward(self, x: Tensor, cos: Tensor, sin: Tensor, allowed: Tensor, cache: KVCache | None, layer: int) -> Tensor:
-        """Return [B, N, C] from x [B, N, C]; cos, sin: [..., N, D/2], allowed: [..., N, M]."""
-        query, key = self.split(self.query(x)), self.split(self.key(x))  # [B, H, N, D], [B, G, N, D]
-        value = self.split(self.value(x))  # [B, G, N, D]: positions do not touch it
+        """Return [B, N, C]; x: [B, N, C], cos, sin: [..., N, D/2], allowed: [..., N, M]."""
+        # --8<-- [start:attention]
+        query = self.split(self.query(x))  # [B, H, N, D]
+        key, value = self.split(self.key(x)), self.split(self.value(x))  # [B, G, N, D]
         query, key = rotate(query, cos, sin), rotate(key, cos, sin)
         if cache is not None:
             key, value = cache.append(layer, key, value)  # [B, G, M, D]
@@ -98,14 +98,15 @@ class Llama(nn.Module):
         self._check(ids, attn_mask, cache)
         # --8<-- [start:hidden]
         real = self.real_tokens(ids, attn_mask, cache)  # [B, M]
-        positions = self.positions(real)[:, -ids.shape[1] :]  # [B, N]
-        cos, sin = rotary_tables(positions, self.config.d_head, self.config.rope_base)  # [B, N, D/2]
-        cos, sin, allowed = cos.unsqueeze(1), sin.unsqueeze(1), self.allowed(real, ids.shape[1])
+        length, config = ids.shape[1], self.config
+        positions = self.positions(real)[:, None, -length:]  # [B, 1, N]: for all heads
+        cos, sin = rotary_tables(positions, config.d_head, config.rope_base)  # [B, 1, N, D/2]
+        allowed = self.allowed(real, length)  # [B, 1, N, M]
         x = self.embedding(ids)  # [B, N, C]
         for layer, block in enumerate(self.blocks):
             x = block(x, cos, sin, allowed, cache, layer)
         if cache is not None:
-            cache.advance(real[:, -ids.shape[1] :])
+            cache.advance(real[:, -length:])
         return self.norm(x)
         # --8<-- [end:hidden]
 
@@ -115,7 +116,7 @@ class Llama(nn.Module):
         return (real.cumsum(-1) - 1).clamp(min=0)
 
     def allowed(self, real: Tensor, length: int) -> Tensor:
-        """Return which of the M columns the last N may attend to, [B, 1, N, M]: real ones, none later than itself."""
+        """Return what the last N of M columns may attend to, [B, 1, N, M]: real ones, none later."""
         column = torch.arange(real.shape[1], device=real.device)
         return (real[:, None] & (column <= column[-length:, None])).unsqueeze(1)
         # --8<-- [end:positions]
