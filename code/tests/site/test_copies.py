@@ -142,6 +142,13 @@ turned = [each for layout in ("half", "interleaved") for each in room.rotary(que
 grads = torch.autograd.grad(sum(each.pow(3).sum() for each in turned), (query, key))
 result = {"turned": turned, "grads": list(grads)}
 """,
+    "qkv-attention": """
+query, key, value = torch.randn(3, 2, 5, 4)
+allowed = room.causal_mask(5)
+weights = room.attention_weights(query, key, allowed)
+result = {"weights": weights, "out": room.scaled_dot_product_attention(query, key, value, allowed),
+          "shared": room.grouped_attention(query[None], key[None, :1], value[None, :1], allowed)}
+""",
 }
 
 
