@@ -79,7 +79,7 @@ def trace(*, text: str) -> dict:
 
 # --8<-- [start:mistakes]
 def attend(query: Tensor, key: Tensor, value: Tensor, mistake: str) -> tuple[Tensor, Tensor]:
-    """Return weights [H, N, N] and output [H, N, D] of causal attention with one of MISTAKES in it."""
+    """Return weights [H, N, N] and output [H, N, D] with one of MISTAKES in them."""
     allowed = causal_mask(query.shape[-2])
     scale = 1.0 if mistake == "no scale" else query.shape[-1] ** -0.5
     if mistake == "key and value swapped":

@@ -29,7 +29,8 @@ print("scores", scores.numpy(), "scaled", scaled.numpy(), sep="\n")
 powers = scaled.exp()
 weights = powers / powers.sum(1, keepdim=True)  # softmax: every row adds up to 1
 output = weights @ V.float()  # [N, 4]
-print("weights", weights.numpy().round(3), "output", output.numpy().round(3), sep="\n")
+for name, matrix in {"weights": weights, "output": output}.items():
+    print(name, matrix.numpy().round(3), sep="\n")
 theirs = F.scaled_dot_product_attention(Q.float(), K.float(), V.float())
 by_hand = (output - theirs).abs().max()
 publish(by_hand=by_hand)
@@ -51,12 +52,13 @@ with figure("worked", rows=2, columns=4, size=(7.2, 3.8)) as panels:
 # --8<-- [end:worked]
 
 # --8<-- [start:dictionary]
-book = dict(zip(TOKENS, V.float(), strict=True))  # keys that either match or do not
-keys = torch.eye(3)  # the same three keys as unit vectors
-for sharpness in (0.0, 1.0, 4.0, 16.0):
-    soft = scaled_dot_product_attention(sharpness * keys[1:2], keys, V.float(), scale=1.0)[0]
-    print(f"{sharpness:4g}", soft.numpy().round(3))
-print("dict", book["cat"].numpy())
+book = dict(zip(TOKENS, V.float(), strict=True))  # a key matches or does not
+keys = torch.eye(3)  # three keys at right angles
+for beta in (0, 1, 4, 16):
+    query = beta * keys[1:2]
+    soft = scaled_dot_product_attention(query, keys, V.float(), scale=1.0)[0]
+    print(f"β = {beta:<4}", soft.numpy().round(3))
+print("book    ", book["cat"].numpy())
 far = (soft - book["cat"]).abs().max()
 publish(dictionary=far)
 # --8<-- [end:dictionary]
@@ -65,11 +67,12 @@ publish(dictionary=far)
 TEXT = "The cat sat on the mat because it was tired."
 run = experiments.trace(text=TEXT)
 NAMES = {
-    "embedding": "embedding", "x": "after RMSNorm", "query": "query, rotated", "key": "key, rotated", "value": "value",
-    "weights": "weights", "heads": "heads", "added": "added to the residual stream",
+    "embedding": "embedding", "x": "after RMSNorm", "query": "query, rotated",
+    "key": "key, rotated", "value": "value", "weights": "weights",
+    "heads": "heads", "added": "added to the residual stream",
 }  # fmt: skip
-shape = {name: " × ".join(map(str, sizes)) for name, sizes in run.shapes.items()}
-rows = [(NAMES[name], shape[name], run.norms[name]) for name in NAMES]
+sizes = {name: " × ".join(map(str, shape)) for name, shape in run.shapes.items()}
+rows = [(NAMES[name], sizes[name], run.norms[name]) for name in NAMES]
 table("trace", columns=("Tensor", "Shape", "Mean norm"), rows=rows, formats=("", "", ".2f"))
 publish(n_tokens=len(run.tokens), width=run.shapes.query[-1])
 publish(n_heads=run.shapes.query[0], n_kv_heads=run.shapes.key[0])
@@ -86,18 +89,22 @@ with figure("map", columns=2, size=(7.2, 3.9)) as panels:
         axes.set_title(f"head {head}")
         axes.tick_params(axis="x", labelrotation=90)
 asks = labels.index("it")
+maps = torch.tensor(run.weights)  # [9, N, N]
 articles = [i for i, token in enumerate(labels) if token.lower() == "the"]
-publish(left=LEFT, right=RIGHT, on_articles=sum(run.weights[RIGHT][asks][i] for i in articles))
-publish(on_cat=max(run.weights[head][asks][labels.index("cat")] for head in range(9)))
-near = [run.weights[LEFT][i][i] + run.weights[LEFT][i][i - 1] for i in range(1, len(labels))]
-publish(near=sum(near) / len(near))
+publish(left=LEFT, right=RIGHT, on_articles=maps[RIGHT, asks, articles].sum())
+publish(on_cat=maps[:, asks, labels.index("cat")].max())
+near = maps[LEFT].diagonal()[1:] + maps[LEFT].diagonal(-1)  # itself and its predecessor
+publish(near=near.mean())
 # --8<-- [end:map]
 
 # --8<-- [start:mistakes]
 found = experiments.mistakes(text=TEXT, other=TEXT.replace("tired", "hungry"))
-columns = ("Mistake", "Change of the output", "Smallest sum", "Largest sum", "Leak")
-rows = [(name, found[name].moved, *found[name].sums, found[name].leak) for name in found]
-table("mistakes", columns=columns, rows=rows, formats=("", ".2f", ".2f", ".2f", ".3f"))
+table(
+    "mistakes",
+    columns=("Mistake", "Change of the output", "Smallest sum", "Largest sum", "Leak"),
+    rows=[(name, one.moved, *one.sums, one.leak) for name, one in found.items()],
+    formats=("", ".2f", ".2f", ".2f", ".3f"),
+)
 # --8<-- [end:mistakes]
 
 # --8<-- [start:scale]
@@ -135,7 +142,7 @@ claim("formula", ours=run.from_torch, holds=run.from_torch < 1e-6, kind="exact",
 average = max(run.row_sum, run.outside)
 claim("weighted-sum", ours=average, holds=average < 1e-6, kind="exact", format=".0e")
 claim("no-leak", ours=right.leak, holds=right.leak == 0, kind="exact", format=".0f")
-claim("shared-heads", ours=run.groups, holds=run.groups < 1e-6, kind="exact", format=".0e")
+claim("shared-heads", ours=run.groups, holds=run.groups < 1e-6, kind="exact", format=".1g")
 claim("head-width", ours=run.shapes.query[-1], holds=run.shapes.query[-1] == 64, kind="exact")
 steeper = right.slope / raw.slope
 claim("small-gradients", ours=steeper, holds=steeper > 2, kind="reproduced", format=".1f")
