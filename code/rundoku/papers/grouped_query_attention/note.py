@@ -21,7 +21,8 @@ ours = grouped_attention(query, key[:, None], value[:, None], scale=1.0)
 # G = H: multi-head attention
 mha, mask = MultiHeadAttention(d_model=128, n_heads=8).double(), causal_mask(5)
 gqa = convert(mha, n_kv_heads=8)
-apart = max((ours - mqa).abs().max().item(), (gqa(x, x, x, mask) - mha(x, x, x, mask)).abs().max().item())
+differences = (ours - mqa, gqa(x, x, x, mask) - mha(x, x, x, mask))
+apart = max(difference.abs().max().item() for difference in differences)
 publish(apart=apart)
 # --8<-- [end:ends]
 
@@ -83,7 +84,9 @@ with figure("uptraining", columns=2, size=(7.2, 3.4), sharey=True) as (left, rig
     for axes in (left, right):
         axes.set(xlabel="Share α of the training steps", ylabel="Test loss", xticks=shares)
         axes.legend()
-publish(seeds=len(runs), steps=1000, share=shares[2], more=50, **experiments.lost(curves, share=2))
+lost = experiments.lost(curves, share=2)
+publish(seeds=len(runs), steps=1000, share=shares[2], more=50, **lost)
+publish(at_once=lost["gqa_once"] / lost["mean_once"])
 # --8<-- [end:uptraining]
 
 # --8<-- [start:alike]
@@ -105,7 +108,8 @@ publish(decode_error=wrong.decode_flag)
 
 # --8<-- [start:faults]
 faults = {name: sum(run.faults[name] for run in runs) / len(runs) for name in experiments.FAULTS}
-table("faults", columns=("What is pooled", "Test loss"), rows=list(faults.items()), formats=("", ".2f"))
+rows = list(faults.items())
+table("faults", columns=("What is pooled", "Test loss"), rows=rows, formats=("", ".2f"))
 # --8<-- [end:faults]
 
 # --8<-- [start:order]
@@ -113,11 +117,16 @@ order = experiments.pooling_order()
 publish(order_plain=order.plain, order_normalised=order.normalised)
 # --8<-- [end:order]
 
+
 # --8<-- [start:ranks]
-ranks, counts = (1, 2, 4, 8, 16), {"MHA": 64, "GQA-8": 8, "MQA": 1}
-held = {name: [kv_cache_bytes(80, heads, 128, 4096, ranks=each) / 2**30 for each in ranks] for name, heads in counts.items()}
+def held_by(kv_heads, ranks):  # over all ranks, in GiB
+    return kv_cache_bytes(80, kv_heads, 128, length=4096, ranks=ranks) / 2**30
+
+
+counts, heads = (1, 2, 4, 8, 16), {"MHA": 64, "GQA-8": 8, "MQA": 1}
+held = {name: [held_by(each, ranks) for ranks in counts] for name, each in heads.items()}
 columns = ("Tensor-parallel ranks", "MHA, GiB", "GQA-8, GiB", "MQA, GiB")
-table("ranks", columns=columns, rows=list(zip(ranks, *held.values())), formats=("", ".2f", ".2f", ".2f"))
+table("ranks", columns=columns, rows=list(zip(counts, *held.values())), formats=("", *3 * (".2f",)))
 # --8<-- [end:ranks]
 
 # --8<-- [start:claims]
