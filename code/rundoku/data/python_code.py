@@ -12,6 +12,7 @@ SOURCE = Source(
     version="1.3.0",
     licence="BSD-3-Clause",
     url="https://mpmath.org/",
+    name="python_code",
 )
 
 

