@@ -282,7 +282,9 @@ def _bench(activation: str, direction: str, rows: int, width: int) -> Bench:
     return Bench(f"{activation} {direction}", size, "bfloat16", float(flops * work), 2.0 * moved * work, prepare, config)
 
 
-def _calls(activation: str, direction: str, size: dict[str, int], dtype: str, device: str) -> tuple[dict[str, Call], Sequence[torch.Tensor]]:
+def _calls(
+    activation: str, direction: str, size: dict[str, int], dtype: str, device: str
+) -> tuple[dict[str, Call], Sequence[torch.Tensor]]:
     from rundoku.papers.glu_variants import kernel  # needs triton
 
     torch.manual_seed(0)
