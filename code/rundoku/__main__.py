@@ -21,8 +21,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         added.set_defaults(action=action)
         return added
 
-    command(_run, "run the snippets whose results are missing")
+    run = command(_run, "run the snippets whose results are missing")
     build = command(_build, "run what is missing, then build the site into site/")
+    for runs in (run, build):
+        runs.add_argument("--without", action="append", default=[], help="a data set to do without: smollm2, shakespeare, …")
     build.add_argument("languages", nargs="*", help="en, ja, zh; all of them by default")
     serve = command(_serve, "preview one language and follow every edit")
     serve.add_argument("language", nargs="?", default="en")
@@ -68,16 +70,18 @@ def _expected() -> tuple[type[Exception], ...]:
 
 def _run(given: argparse.Namespace) -> int:
     """Run every snippet whose result is missing or out of date, in parallel, and say which are at fault."""
-    from rundoku.site.build import run
+    from rundoku.site.build import run, without
 
+    without(given.without)
     return 1 if run(ROOT) else 0
 
 
 def _build(given: argparse.Namespace) -> int:
     """Run what is missing, then build the languages side by side; one that nothing has changed for stays as it is."""
-    from rundoku.site.build import build
+    from rundoku.site.build import build, without
     from rundoku.site.catalogue import LANGUAGES
 
+    without(given.without)
     build(ROOT, languages=given.languages or LANGUAGES)
     return 0
 

@@ -7,16 +7,14 @@ from functools import cache
 from importlib import metadata
 from pathlib import Path
 
+from rundoku.show.record import LeftOut
+
 REQUIREMENTS = Path(__file__).with_name("requirements.txt")
 WITHOUT = "RUNDOKU_WITHOUT"  # the names of the data sets that a build leaves out, with commas between them
 
 
 class MissingData(Exception):
     """A data set's package is absent, of another version or damaged; the message names the command that brings it."""
-
-
-class LeftOut(MissingData):
-    """A data set that this build was told to do without: what rests on it is marked as missing on the page."""
 
 
 @dataclass(frozen=True)
@@ -37,8 +35,10 @@ class Source:
         no such file.
         """
         if self.name and self.name in os.environ.get(WITHOUT, "").split(","):
-            raise LeftOut(f"{self.title}: left out of this build by --without {self.name}")
+            raise LeftOut(self.title)
         command = f"pip install --no-deps --require-hashes -r {REQUIREMENTS}"
+        if self.name:
+            command += f"; or build without it: nox -s docs -- --without {self.name}"
         try:
             package = metadata.distribution(self.package)
         except metadata.PackageNotFoundError:

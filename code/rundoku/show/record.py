@@ -13,6 +13,10 @@ from typing import Any, Literal
 Cell = str | int | float | bool | None
 
 
+class LeftOut(Exception):
+    """What a snippet needs and this build was told to do without; the page says so where the snippet stands."""
+
+
 @dataclass
 class Recording:
     """What one snippet has shown so far."""

@@ -4,6 +4,7 @@ import contextlib
 import fcntl
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -37,6 +38,21 @@ def store_of(root: Path) -> Store:
     """Return the store that the builds of ``root`` share."""
     found = default_store() if root == ROOT else None
     return found or Store(root / ".cache" / "rundoku", root)
+
+
+def without(names: Sequence[str], root: Path = ROOT) -> None:
+    """Let the runs of this process do without data sets: what needs them is marked as missing on the page.
+
+    Raises ValueError for a name that is no data set's ``SOURCE.name``.
+    """
+    if not names:
+        return
+    texts = [path.read_text(encoding="utf-8") for path in sorted((root / "code" / "rundoku" / "data").glob("*.py"))]
+    known = [match[1] for text in texts for match in re.finditer(r'^    name="(\w+)",$', text, re.M)]
+    wrong = [name for name in names if name not in known]
+    if wrong:
+        raise ValueError(f"--without: got {wrong[0]!r}, expected one of {', '.join(known)}")
+    os.environ[runner.WITHOUT] = ",".join(sorted({*names, *filter(None, os.environ.get(runner.WITHOUT, "").split(","))}))
 
 
 def wanted(root: Path) -> list[list[snippets.Block]]:

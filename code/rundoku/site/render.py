@@ -1,7 +1,9 @@
 """Turns what a run has shown into HTML in the page's language: snippets, values in prose, the paper's facts."""
 
 import html
+import os
 import re
+from collections import defaultdict
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -46,6 +48,7 @@ class Page:
     code_url: str  # "…/blob/<commit>/" or ""
     ran: dict[str, list[str]] = field(default_factory=dict)  # session: its blocks so far
     values: dict[str, int | float | str] = field(default_factory=dict)
+    lacks: set[str] = field(default_factory=set)  # what its snippets needed and this build does without
     asked: list[dict[str, Any]] = field(default_factory=list)  # the experiments behind what is shown now
 
 
@@ -78,7 +81,7 @@ def outcome_of(page: Page, block: Block, code: list[str]) -> runner.Outcome:
     """Return what the last block of ``code`` shows; run it where no result is kept. Raises NoteError where it fails."""
     outcome = runner.recall(page.store, code)
     if outcome is None:
-        outcomes = runner.execute(code, runner.limit(), str(page.root))
+        outcomes = runner.execute(code, runner.limit(), str(page.root), os.environ.get(runner.WITHOUT, ""))
         runner.keep(page.store, code, outcomes)
         outcome = outcomes[-1]
     complaint = complain(block, outcome)
@@ -99,11 +102,13 @@ def python(*, code: str, md: Markdown, session: str = "", extra: dict[str, str] 
         ran.append(code)
         outcome = outcome_of(page, block, list(ran))
         page.asked = outcome["experiments"] or page.asked
+        if outcome["left_out"]:
+            page.lacks.add(outcome["left_out"])
         for name, value in outcome["values"].items():
             if page.values.setdefault(name, value) != value:
                 raise NoteError(f"{block.place()}: value {name!r} is published twice: {page.values[name]!r}, then {value!r}")
         try:
-            shown = _shown(page, block, outcome)
+            shown = [_left_out(page, outcome["left_out"])] if outcome["left_out"] else _shown(page, block, outcome)
         except (NoteError, CatalogueError) as error:
             raise NoteError(f"{block.place()}: {error}") from error
     except NoteError as error:
@@ -114,6 +119,19 @@ def python(*, code: str, md: Markdown, session: str = "", extra: dict[str, str] 
         language="python", run=lambda *_, **__: text, code=code, md=md, session=session, extra=leftover, **options
     )
     return Markup(SHOWN_AT.sub(lambda match: shown[int(match[1])], made))
+
+
+class _Absent:
+    """What stands for a value that this build lacks, in any format."""
+
+    def __format__(self, specification: str) -> str:
+        return "—"
+
+
+def _left_out(page: Page, what: str) -> str:
+    """Return the words that stand where a snippet's result would."""
+    text = html.escape(word(page.language, "left-out").format(what))
+    return f'<div class="admonition warning left-out" data-search-exclude=""><p>{text}</p></div>'
 
 
 def _shown(page: Page, block: Block, outcome: runner.Outcome) -> list[str]:
@@ -143,7 +161,7 @@ def _labels(page: Page) -> Labels:
 def _fill(text: str, page: Page, what: str) -> str:
     """Put published values into a caption or an alternative text."""
     try:
-        return text.format_map(page.values)
+        return text.format_map(defaultdict(_Absent, page.values) if page.lacks else page.values)
     except (KeyError, ValueError, IndexError) as error:
         known = ", ".join(page.values) or "none"
         raise NoteError(f"{what} {text!r} cannot be filled ({error!r}); published so far: {known}") from error
@@ -237,6 +255,9 @@ def value(source: str, language: str, class_name: str, md: Markdown) -> str:
     """Render `` `#!value name:spec` ``: a value that a snippet of the page has published."""
     page = _page()
     name, _, specification = source.partition(":")
+    if name not in page.values and page.lacks:
+        why = html.escape(word(page.language, "left-out").format(", ".join(sorted(page.lacks))))
+        return f'<span class="value" title="{why}">—</span>'
     if name not in page.values:
         where = _place(page, f"#!value {source}")
         raise PageError(f"{where}: value {name!r} is not published so far; the page has {', '.join(page.values) or 'none'}")

@@ -40,7 +40,9 @@ PRELOAD = ["torch", "numpy", "matplotlib.pyplot"]
 TRAINING = ["torch._dynamo"]  # the first step of an optimizer imports it, which takes longer than many a session
 MANY = 4  # sessions, from which on it is imported once for all of them
 
-Outcome = dict[str, Any]  # output, items, values, experiments, files, error
+WITHOUT = "RUNDOKU_WITHOUT"  # what the build does without, read by rundoku.data.source
+
+Outcome = dict[str, Any]  # output, items, values, experiments, files, error, left_out
 
 
 def limit() -> float:
@@ -66,7 +68,8 @@ def meaning(code: str) -> str:
 
 def key(blocks: Sequence[str]) -> str:
     """Return the name under which the result of the last of ``blocks`` is kept."""
-    return fingerprint(["snippets", versions(), [meaning(code) for code in blocks]])
+    without = os.environ.get(WITHOUT)
+    return fingerprint(["blocks", versions(), [meaning(code) for code in blocks], *([without] if without else [])])
 
 
 def recall(store: Store, blocks: Sequence[str]) -> Outcome | None:
@@ -90,7 +93,7 @@ def run(store: Store, sessions: Sequence[Sequence[str]], executor: Executor, don
     _interrupted.clear()
     _preload = PRELOAD + TRAINING if len(sessions) >= MANY else PRELOAD
     waiting: dict[Future[list[Outcome]], Sequence[str]] = {
-        executor.submit(execute, list(blocks), limit(), str(store.root)): blocks for blocks in sessions
+        executor.submit(execute, list(blocks), limit(), str(store.root), os.environ.get(WITHOUT, "")): blocks for blocks in sessions
     }
     try:
         for future in as_completed(waiting):
@@ -124,13 +127,16 @@ _interrupted = threading.Event()
 _preload = PRELOAD
 
 
-def execute(blocks: list[str], seconds: float, root: str) -> list[Outcome]:
-    """Run the blocks of a session one after another in a process of their own; the first that fails is the last outcome."""
+def execute(blocks: list[str], seconds: float, root: str, without: str = "") -> list[Outcome]:
+    """Run the blocks of a session one after another in a process of their own; the first that fails is the last outcome.
+
+    ``without`` names the data sets that it does without, with commas between them.
+    """
     os.environ["PYTHONHASHSEED"] = "0"  # read when the process that the others fork from starts
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(_preload)
     ours, theirs = context.Pipe(duplex=False)
-    process = context.Process(target=_session, args=(theirs, blocks, root), daemon=False)
+    process = context.Process(target=_session, args=(theirs, blocks, root, without), daemon=False)
     outcomes: list[Outcome] = []
     try:
         process.start()
@@ -175,13 +181,13 @@ def _ending(code: int) -> str:
 
 
 def _failure(message: str) -> Outcome:
-    return {"output": "", "items": [], "values": {}, "experiments": [], "files": {}, "error": message}
+    return {"output": "", "items": [], "values": {}, "experiments": [], "files": {}, "error": message, "left_out": ""}
 
 
 # --- in the session's process ---------------------------------------------------------------------------------------
 
 
-def _session(connection: Connection, blocks: list[str], root: str) -> None:
+def _session(connection: Connection, blocks: list[str], root: str, without: str) -> None:
     os.setpgrp()  # what the snippet starts ends with it
     gc.freeze()  # what is imported already is never looked through again, and its memory stays shared
     threading.Thread(target=_end_with_build, daemon=True).start()
@@ -194,12 +200,13 @@ def _session(connection: Connection, blocks: list[str], root: str) -> None:
     numpy.random.seed(0)  # noqa: NPY002 - a snippet's library may use the old generator
     random.seed(0)
     sys.dont_write_bytecode = True
-    os.environ.update(MPLBACKEND="Agg", TQDM_DISABLE="1")
+    os.environ.update({"MPLBACKEND": "Agg", "TQDM_DISABLE": "1", WITHOUT: without})
     sys.addaudithook(_note_opened)
     module = types.ModuleType("__main__")
     sys.modules["__main__"] = module
+    absent: dict[str, str] = {}
     for i, code in enumerate(blocks):
-        outcome = _block(code, f"<block {i + 1}>", module.__dict__, Path(root))
+        outcome = _block(code, f"<block {i + 1}>", module.__dict__, Path(root), absent)
         connection.send(outcome)
         if outcome["error"] is not None:
             break
@@ -220,20 +227,29 @@ def _note_opened(event: str, arguments: tuple[Any, ...]) -> None:
             record.current.opened.add(Path(os.fsdecode(arguments[0])))
 
 
-def _block(code: str, name: str, namespace: dict[str, Any], root: Path) -> Outcome:
+def _block(code: str, name: str, namespace: dict[str, Any], root: Path, absent: dict[str, str]) -> Outcome:
+    """Run a block; ``absent`` holds the names that the session lacks since an earlier block was left out, and what was missing there."""
     linecache.cache[name] = len(code), None, code.splitlines(keepends=True), name
     recording = record.Recording()
-    error = None
+    error, left_out = None, ""
     with _captured() as output:
         record.listen(recording)
         try:
             exec(compile(code, name, "exec"), namespace)
+        except record.LeftOut as missing:
+            left_out = str(missing)
+        except NameError as missing:
+            left_out = absent.get(missing.name or "", "")
+            error = None if left_out else _trace(missing)
         except SystemExit as end:
             error = f"called sys.exit({end.code!r})\n\n{_trace(end)}"
         except BaseException as raised:
             error = _trace(raised)
         finally:
             record.listen(None)
+    if left_out:  # half of what a block shows would pass for the whole
+        recording.items, recording.values, output[0] = [], {}, ""
+        absent.update(dict.fromkeys(_bound(code) - namespace.keys(), left_out))
     files = [getattr(module, "__file__", None) for name, module in list(sys.modules.items()) if not name.startswith(MACHINE)]
     loaded = {Path(file) for file in files if file and file.startswith(os.sep) and not file.startswith(INSTALLED)}
     return {
@@ -243,7 +259,16 @@ def _block(code: str, name: str, namespace: dict[str, Any], root: Path) -> Outco
         "experiments": recording.experiments,
         "files": digests(recording.opened | loaded, root),
         "error": error if error is None or not output[1] else f"{error}\nIt also wrote to standard error:\n{output[1]}",
+        "left_out": left_out,
     }
+
+
+def _bound(code: str) -> set[str]:
+    """Return the names that a block binds anywhere."""
+    nodes = list(ast.walk(ast.parse(code)))
+    stored = {node.id for node in nodes if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store)}
+    defined = {node.name for node in nodes if isinstance(node, ast.FunctionDef | ast.ClassDef)}
+    return stored | defined | {(node.asname or node.name).partition(".")[0] for node in nodes if isinstance(node, ast.alias)}
 
 
 def _trace(error: BaseException) -> str:

@@ -139,6 +139,8 @@ def complain(block: Block, outcome: dict[str, Any]) -> str:
     """Return what is wrong with a snippet's outcome, '' where nothing is."""
     if outcome["error"] is not None:
         return f"the snippet failed: {outcome['error']}"
+    if outcome["left_out"]:
+        return ""
     shows = bool(outcome["output"].strip() or outcome["items"] or outcome["values"])
     if not shows and not block.quiet:
         return 'the snippet shows nothing: expected it to print, show, publish or claim something, or quiet="on" in its fence'

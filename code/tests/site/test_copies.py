@@ -34,6 +34,14 @@ with torch.no_grad():
 result = {"out": out, "grad": [query.grad, key.grad, value.grad], "module": module(x, x, x), "weights": module.weights(x, x),
           "loss": loss, "embedding": model.embedding.weight.grad, "found": found, "scores": scores, "rate": room.learning_rate(5, 8)}
 """,
+    "byte-pair-encoding": """
+words = {"low": 5, "lower": 2, "newest": 6, "widest": 3}
+merges = room.learn_merges(words, 10)
+learned = room.learn_byte_merges("low lower 12 人権 人", 8, ties="oldest")
+made = room.ByteLevelBPE(room.byte_vocabulary(learned, ["<|end|>"]), learned, {"<|end|>": 264}, single_digits=True)
+ids = made.encode("lower 人 34<|end|>", allow_special=True)
+result = [merges, room.apply_merges("lowest", merges), learned, ids, made.decode(ids), room.split("it's 12 人"), len(room.BYTE_CHARACTERS)]
+""",
     "flash-attention": """
 q = torch.randn(1, 2, 9, 16, requires_grad=True)
 k, v = torch.randn(2, 1, 2, 7, 16)
@@ -52,6 +60,31 @@ out, lse = room.flash_attention(q, k, v, slopes, window_size=(3, 1), softcap=2.0
 configs = [[*use, *config.tiles.values()] for use, config in room.CONFIGS["interpreter"].items()]
 result = {"out": out, "lse": lse, "grads": [q.grad, k.grad, v.grad], "configs": configs}
 """,
+    "glu-variants": """
+ffn = room.GatedFeedForward(6, room.two_thirds(12), "gelu", bias=True)
+x = torch.randn(3, 5, 6, requires_grad=True)
+out = ffn(x)
+out.square().sum().backward()
+gates = {name: room.glu(x, x.flip(-1), name) for name in room.ACTIVATIONS}
+result = {"out": out, "grads": [x.grad, ffn.gate.weight.grad, ffn.up.bias.grad], "gates": gates}
+""",
+    "glu-variants.kernel": """
+projected = torch.randn(3, 5, 66, requires_grad=True)
+hidden = {name: room.gated(*projected.chunk(2, -1), name) for name in ("silu", "gelu", "gelu_tanh", "relu", "sigmoid", "identity")}
+grad, = torch.autograd.grad(sum(h.square().sum() for h in hidden.values()), projected)
+result = {"hidden": hidden, "grad": grad}
+""",
+    "grouped-query-attention": """
+attention = room.GroupedQueryAttention(d_model=12, n_heads=6, n_kv_heads=2)
+x = torch.randn(2, 5, 12)
+allowed = torch.ones(5, 5, dtype=torch.bool).tril()
+out = attention(x, x, x, allowed)
+out.square().sum().backward()
+query, key = torch.randn(2, 6, 3, 4), torch.randn(2, 2, 7, 4)
+pooled = room.mean_pool_heads(attention.query.weight.detach(), 6, 3)
+result = {"out": out, "grads": [attention.key.weight.grad, attention.value.weight.grad], "pooled": pooled,
+          "grouped": room.grouped_attention(query, key, key), "bytes": room.kv_cache_bytes(2, 2, 4, 7)}
+""",
     "layer-norm": """
 layer, lstm, gru = room.LayerNorm(6), room.LSTM(room.RecurrentConfig(4, 6)), room.GRU(room.RecurrentConfig(4, 6))
 x = torch.randn(3, 5, 6, requires_grad=True)
@@ -65,6 +98,26 @@ weight, bias = torch.randn(2, 33)
 y, h = room.add_layer_norm(x, residual, weight, bias)
 grad, = torch.autograd.grad((y.square() + h).sum(), x)
 result = {"y": y, "h": h, "grad": grad, "alone": room.layer_norm(x.detach(), weight)}
+""",
+    "llama": """
+config = room.LlamaConfig(vocab_size=19, d_model=8, n_layers=2, n_heads=4, n_kv_heads=2, d_ff=12, d_head=4, max_length=16, tied=True)
+model, ids = room.Llama(config), torch.randint(19, (2, 6))
+mask = torch.arange(6) >= torch.tensor([[0], [2]])
+logits = model(ids, mask)
+logits.square().sum().backward()
+grads = [parameter.grad for parameter in model.parameters()]
+cache = room.KVCache(config, batch_size=2)
+with torch.no_grad():
+    cached = [model(ids[:, :4], mask[:, :4], cache), model(ids[:, 4:], None, cache)]
+greedy = room.generate(model, ids, 5, attn_mask=mask)
+drawn = room.generate(model, ids, 5, temperature=0.8, top_k=9, top_p=0.9, generator=torch.Generator().manual_seed(0))
+metadata = {"general.architecture": "llama", "llama.embedding_length": 2, "llama.block_count": 1, "llama.attention.head_count": 1,
+            "llama.feed_forward_length": 3, "llama.attention.layer_norm_rms_epsilon": 1e-5, "llama.context_length": 8}
+shapes = {"token_embd": (5, 2), "output_norm": (2,), "blk.0.attn_norm": (2,), "blk.0.ffn_norm": (2,), "blk.0.attn_q": (2, 2),
+          "blk.0.attn_k": (2, 2), "blk.0.attn_v": (2, 2), "blk.0.attn_output": (2, 2), "blk.0.ffn_gate": (3, 2), "blk.0.ffn_up": (3, 2),
+          "blk.0.ffn_down": (2, 3)}
+read = room.from_gguf(metadata, {f"{name}.weight": torch.randn(shape) for name, shape in shapes.items()})
+result = {"logits": logits, "grads": grads, "cached": cached, "greedy": greedy, "drawn": drawn, "read": read(torch.arange(5)[None])}
 """,
     "lora": """
 model = torch.nn.Sequential(torch.nn.Embedding(11, 6), torch.nn.Linear(6, 5))
@@ -92,6 +145,37 @@ weight = torch.randn(33)
 y, h = room.rms_norm(x, weight, residual=residual)
 grad, = torch.autograd.grad((y.square() + h).sum(), x)
 result = {"y": y, "h": h, "grad": grad, "alone": room.rms_norm(x.detach(), weight)}
+""",
+    "roformer": """
+x, weight = torch.randn(2, 3, 5, 8, requires_grad=True), torch.randn(24, 7)
+cos, sin = room.rotary_tables(torch.tensor([0, 1, 5, 900, 100_000]), 8, base=1e5)
+turned = [room.rotate(x, cos, sin, layout) for layout in ("half", "interleaved")]
+grad, = torch.autograd.grad(sum(one.pow(3).sum() for one in turned), x)
+linear = room.rotary_linear_attention(x, x.flip(-1), x, cos, sin)
+result = {"turned": turned, "grad": grad, "rows": [room.to_half(weight, 3), room.to_interleaved(weight, 3)], "linear": linear,
+          "bound": room.decay_bound(torch.arange(4), 8)}
+""",
+    "roformer.kernel": """
+query, key = (torch.randn(2, heads, 9, 20, requires_grad=True) for heads in (5, 2))
+angles = torch.rand(2, 9, 10)
+turned = [each for layout in ("half", "interleaved") for each in room.rotary(query, key, angles.cos(), angles.sin(), layout)]
+grads = torch.autograd.grad(sum(each.pow(3).sum() for each in turned), (query, key))
+result = {"turned": turned, "grads": list(grads)}
+""",
+    "scaling-laws": """
+config = room.DecoderConfig(vocab_size=11, n_ctx=6, n_layers=2, d_model=8, n_heads=2)
+model, tokens = room.DecoderOnly(config), torch.randint(11, (2, 6))
+model(tokens).square().sum().backward()
+sizes = torch.logspace(3, 6, 7, dtype=torch.float64)
+loss = (1e9 / sizes) ** 0.1 * (1 + 0.01 * torch.randn(7))
+law, draws = room.fit_power_law(sizes, loss, floor=True), room.fit_power_law(sizes, loss, weights=room.resampled(range(7), 20))
+curves = room.fit_curves(sizes.repeat(2), torch.arange(1, 15), loss.repeat(2) + 1 / torch.arange(1, 15))
+joint = room.fit_joint(sizes.repeat(2), torch.arange(1, 15) * 1e5, loss.repeat(2) + 1 / torch.arange(1, 15))
+result = {"grad": model.tokens.weight.grad, "counts": [list(row) for row in room.table_1(config).values()], "law": law(sizes),
+          "interval": list(room.interval(draws.exponent)), "flops": room.training_flops(config, 10.0, context=True),
+          "best": list(room.efficient_frontier(1e12, curves)), "needed": room.tokens_needed(1e5, joint),
+          "over": room.overfitting(1e5, 1e6, joint), "batch": room.minimum_steps(10, 5, room.critical_batch_size(2.0)),
+          "compute": room.minimum_compute(10, 5, 3), "early": list(room.versus_convergence(0.1, 0.7)), "N": room.parameters(config)}
 """,
 }
 

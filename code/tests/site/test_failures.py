@@ -472,3 +472,45 @@ def test_another_executor_takes_the_sessions(toy: Toy, tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     assert (tmp_path / "runs").read_text().split() == ["submitted"] * 2
     assert sorted(kept["output"] for kept in toy.stored().values()) == ["one\n", "two\n"]
+
+
+DATA_SET = '''"""Verses."""
+
+from rundoku.data.source import Source
+
+SOURCE = Source(
+    title="Verses & rhymes",
+    package="verses-that-no-index-has",
+    version="1.0",
+    licence="PD",
+    url="x",
+    name="verses",
+)
+'''
+USES = {
+    "first": "from rundoku.data import verses\nfrom rundoku.show import publish\npublish(fine=3)",
+    "needs": "from rundoku.show import claim\nlines = verses.SOURCE.files('verses', '.txt')\npublish(lines=len(lines))",
+    "rests": "publish(twice=2 * len(lines))",
+    "own": "publish(alone=fine_too) if 'fine_too' in dir() else publish(alone=7)",
+}
+
+
+def test_a_build_can_do_without_a_data_set_and_says_what_is_missing(toy: Toy) -> None:
+    (toy.root / "code" / "rundoku" / "data" / "verses.py").write_text(DATA_SET)
+    toy.snippets(**USES)
+    for language in ("en", "ja", "zh"):
+        text = toy.page(language).read_text().replace('session="', 'session="one" id="')
+        toy.page(language).write_text(f"{text}\n`#!value fine` and `#!value lines:,` and `#!value twice` and `#!value alone`\n")
+    failed = toy.rundoku("build")
+    assert failed.returncode == 1 and not (toy.root / "site").exists()
+    told = complaint(failed.stderr.replace("session one", "session needs"), "needs", "ja")
+    assert "the package verses-that-no-index-has is not installed" in told and "nox -s docs -- --without verses" in told
+    wrong = toy.rundoku("build", "--without", "prose")
+    assert wrong.returncode == 1 and "--without: got 'prose', expected one of " in wrong.stderr and "verses" in wrong.stderr
+    built = toy.rundoku("build", "--without", "verses")
+    assert built.returncode == 0, built.stderr
+    assert toy.html("en").count("the site was built without Verses &amp; rhymes.</p>") == 2
+    assert "このサイトはVerses &amp; rhymesなしで" in toy.html("ja")
+    values = re.findall(r'<span class="value"[^>]*>([^<]*)</span>', toy.html("en"))
+    assert values == ["3", "—", "—", "7"]
+    assert toy.rundoku("build").returncode == 1  # what was left out is not taken for a result

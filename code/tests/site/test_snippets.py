@@ -102,10 +102,12 @@ def test_sessions_keep_their_order_and_blocks_without_one_stand_alone() -> None:
         ({"result": "text"}, {"output": "a"}, ""),
         ({"result": "text"}, {"items": [1]}, "result='text'"),
         ({"quiet": "on"}, {"error": "Traceback"}, "the snippet failed: Traceback"),
+        ({}, {"left_out": "SmolLM2"}, ""),
     ],
 )
 def test_what_a_fence_expects_is_compared_with_what_came(options: dict[str, str], outcome: dict, expected: str) -> None:
-    said = snippets.complain(Block("", options, "p", "en", 1, ()), {"output": "", "items": [], "values": {}, "error": None} | outcome)
+    nothing = {"output": "", "items": [], "values": {}, "error": None, "left_out": ""}
+    said = snippets.complain(Block("", options, "p", "en", 1, ()), nothing | outcome)
     assert (expected in said) if expected else said == ""
 
 
