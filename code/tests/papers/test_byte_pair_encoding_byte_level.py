@@ -187,3 +187,7 @@ def test_refusals():
         learn_byte_merges("\udc00", 3)
     with pytest.raises(ValueError, match="the byte 0x04"):
         ours("smollm2").encode("\x04")
+
+
+def test_tokenizers_drops_a_byte_that_the_vocabulary_lacks():  # what the note says of it
+    assert theirs("smollm2").encode("a\x04b").tokens == ["a", "b"]

@@ -177,6 +177,13 @@ result = {"grad": model.tokens.weight.grad, "counts": [list(row) for row in room
           "over": room.overfitting(1e5, 1e6, joint), "batch": room.minimum_steps(10, 5, room.critical_batch_size(2.0)),
           "compute": room.minimum_compute(10, 5, 3), "early": list(room.versus_convergence(0.1, 0.7)), "N": room.parameters(config)}
 """,
+    "qkv-attention": """
+query, key, value = torch.randn(3, 2, 5, 4)
+allowed = room.causal_mask(5)
+weights = room.attention_weights(query, key, allowed)
+result = {"weights": weights, "out": room.scaled_dot_product_attention(query, key, value, allowed),
+          "shared": room.grouped_attention(query[None], key[None, :1], value[None, :1], allowed)}
+""",
 }
 
 

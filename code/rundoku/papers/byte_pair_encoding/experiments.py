@@ -76,13 +76,14 @@ def segmentations(*, merges: tuple[int, ...]) -> dict:
     }
 
 
-def _row(train_parts: dict, test_parts: dict, train: Counter, test: Counter) -> dict[str, int]:
+def _row(train_parts: dict, test_parts: dict, train: Counter, test: Counter) -> dict:
     types = {part for parts in train_parts.values() for part in parts}
     unknown = sum(test[word] * sum(part not in types for part in parts) for word, parts in test_parts.items())
     tokens, test_tokens = (
         sum(counts[word] * len(parts) for word, parts in cut.items()) for cut, counts in ((train_parts, train), (test_parts, test))
     )
-    return {"tokens": tokens, "types": len(types), "test_tokens": test_tokens, "unknown": unknown}
+    examples = sorted({part for parts in test_parts.values() for part in parts if part not in types and len(part) > 1})[:8]
+    return {"tokens": tokens, "types": len(types), "test_tokens": test_tokens, "unknown": unknown, "examples": examples}
 
 
 def _tokenizers(n_merges: int) -> dict[str, ByteLevelBPE]:
@@ -152,6 +153,7 @@ def _pieces_with_space_apart(text: str) -> list[str]:
     return [part for piece in split(text) for part in ([" ", piece[1:]] if piece[0] == " " and piece.strip() else [piece])]
 
 
+SPAN, MARK = r"\w\s+\w", r"[A-Za-z][,.;:!?]"
 PIECES: dict[str, Callable[[str], list[str]]] = {
     "GPT-2's pieces": split,
     "space apart": _pieces_with_space_apart,
@@ -178,8 +180,9 @@ def boundaries(*, n_merges: int, length: int) -> dict:
         most = max(words, key=lambda word: (len(words[word]), word))
         found[name] = {
             "tokens": sum(count * len(merge(_characters(piece), ranks)) for piece, count in unseen.items()),
-            "spans": sum(re.search(r"\w\s+\w", token) is not None for token in tokens),
-            "marked": sum(re.search(r"[A-Za-z][,.;:!?]", token) is not None for token in tokens),
+            "spans": sum(re.search(SPAN, token) is not None for token in tokens),
+            "marked": sum(re.search(MARK, token) is not None for token in tokens),
+            "crossing": sum(re.search(f"{SPAN}|{MARK}", token) is not None for token in tokens),
             "versions": sum(len(ends) > 1 for ends in words.values()),
             "most": [f" {most}{end}" for end in sorted(words[most])],
         }

@@ -2,7 +2,7 @@
 
 import copy
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from itertools import combinations
 
 import torch
@@ -21,7 +21,8 @@ from rundoku.papers.attention_is_all_you_need import (
     sinusoidal_positions,
 )
 from rundoku.papers.grouped_query_attention import GroupedQueryAttention, convert, convert_all, grouped_attention, mean_pool_heads
-from rundoku.show import experiment
+from rundoku.papers.roformer import rotary_tables, rotate
+from rundoku.show import Result, experiment
 
 # Layers with a cache, query heads, key-value heads, head width: T5.1.1-XXL (its decoder) and LLaMA-2 from the configurations published
 # with their weights, PaLM (2204.02311, Table 1 and §2) and Mistral (2310.06825, Table 1) from the papers.
@@ -258,11 +259,24 @@ def uptraining(*, steps: int, shares: tuple[float, ...], seed: int) -> dict:
     return {"base": before, "curves": curves, "faults": faults}
 
 
+def by_run(runs: Sequence[Result]) -> dict[str, Tensor]:
+    """Return the test losses [seeds, shares] of every model; "mean" is another name of "MQA"."""
+    curves = {name: torch.tensor([run.curves[name] for run in runs]) for name in RUNS}
+    return curves | {"mean": curves["MQA"]}
+
+
+def lost(curves: dict[str, Tensor], share: int) -> dict[str, float]:
+    """Return how many nats every conversion lies behind the model trained on without one, right away and after a share of the steps."""
+    names = {"gqa": "GQA-2", "mean": "MQA", "first": "first", "random": "random"}
+    behind = {name: (curves[run] - curves["MHA"]).mean(0) for name, run in names.items()}
+    return {f"{name}_{when}": gap[at].item() for name, gap in behind.items() for when, at in (("once", 0), ("left", share))}
+
+
 # --- SmolLM2's real heads ---------------------------------------------------------------------------------------------------------------
 
 
 def first_layer() -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Return query [1, 9, N, 64], key and value [1, 3, N, 64] of SmolLM2's first layer on real words, rotated, and its output weight."""
+    """Return query [1, 9, N, 64], key and value [1, 3, N, 64] of SmolLM2's first layer on real words, unrotated, and its output weight."""
     _, heads, kv_heads, width = smollm2_sizes()
     known = smollm2.vocabulary()["vocabulary"]
     words = ["Ġ" + word.strip(".,;") for word in " ".join(human_rights.articles("en")[1:4]).split()]
@@ -274,25 +288,21 @@ def first_layer() -> tuple[Tensor, Tensor, Tensor, Tensor]:
         (x @ smollm2.tensor(f"blk.0.attn_{part}.weight").T).unflatten(-1, (count, width)).transpose(0, 1)[None]
         for part, count in (("q", heads), ("k", kv_heads), ("v", kv_heads))
     )
-    return rotated(query), rotated(key), value, smollm2.tensor("blk.0.attn_output.weight")
+    return query, key, value, smollm2.tensor("blk.0.attn_output.weight")
 
 
-def rotated(x: Tensor, sign: int = 1) -> Tensor:
-    """Return heads x [..., N, D] turned by SmolLM2's rotary positions, or back where ``sign`` is -1.
-
-    Neighbours form a pair, as in its file: one complex number each, turned by position times frequency.
-    """
+def rotated(x: Tensor) -> Tensor:
+    """Return heads x [..., N, D] turned by SmolLM2's rotary positions, with the pairs as in its file."""
     length, width = x.shape[-2:]
-    frequency = smollm2.metadata()["llama.rope.freq_base"] ** (-torch.arange(0, width, 2) / width)
-    angle = sign * torch.arange(length)[:, None] * frequency  # [N, D/2]
-    pairs = torch.view_as_complex(x.unflatten(-1, (-1, 2)).contiguous())
-    return torch.view_as_real(pairs * torch.polar(torch.ones_like(angle), angle)).flatten(-2)
+    tables = rotary_tables(torch.arange(length), width, smollm2.metadata()["llama.rope.freq_base"])
+    return rotate(x, *tables, layout="interleaved")
 
 
 @experiment
 def real_heads() -> dict:
     """Return what three mistakes do to the attention of SmolLM2's first layer, as relative errors and as heads that go wrong."""
     query, key, value, weight = first_layer()
+    query, key = rotated(query), rotated(key)
     heads, length, repeats = query.shape[1], query.shape[2], query.shape[1] // key.shape[1]
     mask = causal_mask(length)
 
@@ -334,7 +344,7 @@ def real_heads() -> dict:
 @experiment
 def pooling_order() -> dict:
     """Return how far pooling SmolLM2's rotated keys into one head lies from rotating pooled ones, without and with a norm of each head."""
-    key = rotated(first_layer()[1], -1)  # [1, G, N, D] as projected
+    key = first_layer()[1]  # [1, G, N, D]
     pooled = key.mean(1, keepdim=True)
     ways: dict[str, Callable[[Tensor], Tensor]] = {"plain": rotated, "normalised": lambda x: rotated(F.rms_norm(x, x.shape[-1:]))}
     return {name: (way(key).mean(1, keepdim=True) - way(pooled)).norm() / way(pooled).norm() for name, way in ways.items()}
