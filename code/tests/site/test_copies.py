@@ -99,6 +99,26 @@ y, h = room.add_layer_norm(x, residual, weight, bias)
 grad, = torch.autograd.grad((y.square() + h).sum(), x)
 result = {"y": y, "h": h, "grad": grad, "alone": room.layer_norm(x.detach(), weight)}
 """,
+    "llama": """
+config = room.LlamaConfig(vocab_size=19, d_model=8, n_layers=2, n_heads=4, n_kv_heads=2, d_ff=12, d_head=4, max_length=16, tied=True)
+model, ids = room.Llama(config), torch.randint(19, (2, 6))
+mask = torch.arange(6) >= torch.tensor([[0], [2]])
+logits = model(ids, mask)
+logits.square().sum().backward()
+grads = [parameter.grad for parameter in model.parameters()]
+cache = room.KVCache(config, batch_size=2)
+with torch.no_grad():
+    cached = [model(ids[:, :4], mask[:, :4], cache), model(ids[:, 4:], None, cache)]
+greedy = room.generate(model, ids, 5, attn_mask=mask)
+drawn = room.generate(model, ids, 5, temperature=0.8, top_k=9, top_p=0.9, generator=torch.Generator().manual_seed(0))
+metadata = {"general.architecture": "llama", "llama.embedding_length": 2, "llama.block_count": 1, "llama.attention.head_count": 1,
+            "llama.feed_forward_length": 3, "llama.attention.layer_norm_rms_epsilon": 1e-5, "llama.context_length": 8}
+shapes = {"token_embd": (5, 2), "output_norm": (2,), "blk.0.attn_norm": (2,), "blk.0.ffn_norm": (2,), "blk.0.attn_q": (2, 2),
+          "blk.0.attn_k": (2, 2), "blk.0.attn_v": (2, 2), "blk.0.attn_output": (2, 2), "blk.0.ffn_gate": (3, 2), "blk.0.ffn_up": (3, 2),
+          "blk.0.ffn_down": (2, 3)}
+read = room.from_gguf(metadata, {f"{name}.weight": torch.randn(shape) for name, shape in shapes.items()})
+result = {"logits": logits, "grads": grads, "cached": cached, "greedy": greedy, "drawn": drawn, "read": read(torch.arange(5)[None])}
+""",
     "lora": """
 model = torch.nn.Sequential(torch.nn.Embedding(11, 6), torch.nn.Linear(6, 5))
 room.apply_lora(model, targets=("0", "1"), config=room.LoRAConfig(rank=2, init="gaussian"))
@@ -141,6 +161,28 @@ angles = torch.rand(2, 9, 10)
 turned = [each for layout in ("half", "interleaved") for each in room.rotary(query, key, angles.cos(), angles.sin(), layout)]
 grads = torch.autograd.grad(sum(each.pow(3).sum() for each in turned), (query, key))
 result = {"turned": turned, "grads": list(grads)}
+""",
+    "scaling-laws": """
+config = room.DecoderConfig(vocab_size=11, n_ctx=6, n_layers=2, d_model=8, n_heads=2)
+model, tokens = room.DecoderOnly(config), torch.randint(11, (2, 6))
+model(tokens).square().sum().backward()
+sizes = torch.logspace(3, 6, 7, dtype=torch.float64)
+loss = (1e9 / sizes) ** 0.1 * (1 + 0.01 * torch.randn(7))
+law, draws = room.fit_power_law(sizes, loss, floor=True), room.fit_power_law(sizes, loss, weights=room.resampled(range(7), 20))
+curves = room.fit_curves(sizes.repeat(2), torch.arange(1, 15), loss.repeat(2) + 1 / torch.arange(1, 15))
+joint = room.fit_joint(sizes.repeat(2), torch.arange(1, 15) * 1e5, loss.repeat(2) + 1 / torch.arange(1, 15))
+result = {"grad": model.tokens.weight.grad, "counts": [list(row) for row in room.table_1(config).values()], "law": law(sizes),
+          "interval": list(room.interval(draws.exponent)), "flops": room.training_flops(config, 10.0, context=True),
+          "best": list(room.efficient_frontier(1e12, curves)), "needed": room.tokens_needed(1e5, joint),
+          "over": room.overfitting(1e5, 1e6, joint), "batch": room.minimum_steps(10, 5, room.critical_batch_size(2.0)),
+          "compute": room.minimum_compute(10, 5, 3), "early": list(room.versus_convergence(0.1, 0.7)), "N": room.parameters(config)}
+""",
+    "qkv-attention": """
+query, key, value = torch.randn(3, 2, 5, 4)
+allowed = room.causal_mask(5)
+weights = room.attention_weights(query, key, allowed)
+result = {"weights": weights, "out": room.scaled_dot_product_attention(query, key, value, allowed),
+          "shared": room.grouped_attention(query[None], key[None, :1], value[None, :1], allowed)}
 """,
 }
 
