@@ -88,11 +88,16 @@ publish(apart_saved=1 - apart.RMSNorm.forward / apart.LayerNorm.forward)
 publish(apart_partial=1 - apart.pRMSNorm.forward / apart.LayerNorm.forward)
 # --8<-- [end:cost]
 
-# --8<-- [start:training]
+# --8<-- [start:training-runs]
 NAMES = {"none": "no normalization", "layer": "LayerNorm", "rms": "RMSNorm", "partial": "pRMSNorm"}
 train = experiments.character_model
 runs = {n: train(norm=n, seed=0) for n in NAMES}
 off = {n: train(norm=n, center=0.2, seed=0) for n in ("none", "layer", "rms")}
+final = {n: runs[n].loss[-1] for n in runs} | {f"off_{n}": off[n].loss[-1] for n in off}
+publish(**{f"{n}_loss": loss for n, loss in final.items()})
+# --8<-- [end:training-runs]
+
+# --8<-- [start:training]
 with figure("training", columns=2, size=(7, 3.2), sharey=True) as both:
     for axes, part in zip(both, (runs, off), strict=True):
         for n, run in part.items():
@@ -102,12 +107,6 @@ with figure("training", columns=2, size=(7, 3.2), sharey=True) as both:
     both[1].set(title="weights centered at 0.2")
     both[0].legend()
 # --8<-- [end:training]
-
-# --8<-- [start:training-values]
-final = {n: runs[n].loss[-1] for n in runs}
-final |= {f"off_{n}": off[n].loss[-1] for n in off}
-publish(**{f"{n}_loss": loss for n, loss in final.items()})
-# --8<-- [end:training-values]
 
 # --8<-- [start:real-model]
 real = experiments.real_model(tokens=160)
@@ -120,18 +119,19 @@ publish(layers_above=max(real.share[1]) * 576)
 # --8<-- [end:real-model]
 
 # --8<-- [start:stream]
+publish(last_gain=real.gains[2][-1])
 with figure("stream", columns=2, size=(7, 3.2)) as (left, right):
-    depth, (low, middle, high) = range(len(real.first_share)), real.share
-    left.fill_between(depth, low, high, alpha=0.25, linewidth=0)
-    left.plot(depth, middle, label="later tokens")
-    left.plot(depth, real.first_share, "--", label="first token")
+    low, middle, high = real.share
+    left.fill_between(range(61), low, high, alpha=0.25, linewidth=0)
+    left.plot(middle, label="later tokens")
+    left.plot(real.first_share, "--", label="first token")
     left.axhline(1 / 576, linestyle=":", color="C2", label="chance")
+    left.yaxis.set_major_formatter("{x:.1%}")
     left.set(xlabel="Norm layer", ylabel="Share of the mean")
     left.legend()
-    least, low, middle, high, most = real.gains
-    right.fill_between(depth, low, high, alpha=0.25, linewidth=0)
-    right.plot(depth, middle)
-    right.plot(depth, least, ":", depth, most, ":", color="C0", linewidth=1)
+    least, low, middle, high, most = (part[:-1] for part in real.gains)
+    right.fill_between(range(60), low, high, alpha=0.25, linewidth=0)
+    right.plot(range(60), middle, "C0", range(60), least, "C0:", range(60), most, "C0:")
     right.set(xlabel="Norm layer", ylabel="Gain")
 # --8<-- [end:stream]
 
