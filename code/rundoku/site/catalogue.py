@@ -1,7 +1,7 @@
 """What the site covers: the inventory, and for each written note what its `paper.yml` says, checked as it is read."""
 
 import datetime
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -119,6 +119,13 @@ class Catalogue:
     def papers(self) -> dict[str, Paper]:
         """The written ones, concepts included, by slug."""
         return {entry.slug: entry.paper for entry in self.entries if entry.paper}
+
+    def bibtex(self, slug: str, imported: Collection[str]) -> str:
+        """How to cite a note's paper; for a concept that names none, how to cite the papers that its code imports."""
+        paper = self.entry(slug).paper
+        if paper and paper.bibtex:
+            return paper.bibtex.strip()
+        return "\n\n".join(entry.paper.bibtex.strip() for entry in self.entries if entry.paper and entry.slug in imported)
 
     def on_path(self, path: str) -> tuple[Entry, ...]:
         """The entries of a reading path, in reading order."""

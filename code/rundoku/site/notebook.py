@@ -119,8 +119,9 @@ class Cells:
         if fence.language != "site":
             return [f"```{fence.language}", *expand(fence.body, self.root, self.page)[0].rstrip("\n").split("\n"), "```"]
         part, paper = fence.body.strip(), self.entry.paper
-        if part == "bibtex" and paper:
-            return ["```bibtex", *paper.bibtex.strip().split("\n"), "```"]
+        if part == "bibtex":
+            entries = self.catalogue.bibtex(self.entry.slug, lineage(self.root).get(self.entry.slug, ()))
+            return ["```bibtex", *entries.split("\n"), "```"] if entries else []
         if part == "next" and paper:
             return self._list(paper.next)
         if part == "lineage":

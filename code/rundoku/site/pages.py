@@ -140,9 +140,10 @@ def read_next(context: Context, *args: str) -> str:
 
 
 def bibtex(context: Context, *args: str) -> str:
-    """How to cite the paper."""
-    paper = context.entry().paper
-    return f'<div class="highlight"><pre><code>{escape(paper.bibtex.strip())}</code></pre></div>' if paper else ""
+    """How to cite the paper; below a concept, the papers that its code imports."""
+    slug = context.entry().slug
+    entries = context.catalogue.bibtex(slug, rooms_imported(context.root).get(slug, ()))
+    return f'<div class="highlight"><pre><code>{escape(entries)}</code></pre></div>' if entries else ""
 
 
 def downloads(context: Context, *args: str) -> str:

@@ -136,5 +136,8 @@ def test_a_concept_needs_nobody_to_cite(site):
         next: [small-net]
         """,
     )
-    paper = load(site.root).papers["qkv"]
+    catalogue = load(site.root)
+    paper = catalogue.papers["qkv"]
     assert (paper.authors, paper.year, paper.bibtex, paper.next) == ((), None, "", ("small-net",))
+    cited = [catalogue.bibtex("qkv", imported) for imported in ({"small-net", "later"}, {"later"}, set())]
+    assert cited == ["@article{a}", "", ""] and catalogue.bibtex("small-net", {"later"}) == "@article{a}"

@@ -162,6 +162,34 @@ turned = [each for layout in ("half", "interleaved") for each in room.rotary(que
 grads = torch.autograd.grad(sum(each.pow(3).sum() for each in turned), (query, key))
 result = {"turned": turned, "grads": list(grads)}
 """,
+    "scaling-laws": """
+config = room.DecoderConfig(vocab_size=11, n_ctx=6, n_layers=2, d_model=8, n_heads=2)
+model, tokens = room.DecoderOnly(config), torch.randint(11, (2, 6))
+model(tokens).square().sum().backward()
+sizes = torch.logspace(3, 6, 7, dtype=torch.float64)
+loss = (1e9 / sizes) ** 0.1 * (1 + 0.01 * torch.randn(7))
+law, draws = room.fit_power_law(sizes, loss, floor=True), room.fit_power_law(sizes, loss, weights=room.resampled(range(7), 20))
+curves = room.fit_curves(sizes.repeat(2), torch.arange(1, 15), loss.repeat(2) + 1 / torch.arange(1, 15))
+joint = room.fit_joint(sizes.repeat(2), torch.arange(1, 15) * 1e5, loss.repeat(2) + 1 / torch.arange(1, 15))
+result = {"grad": model.tokens.weight.grad, "counts": [list(row) for row in room.table_1(config).values()], "law": law(sizes),
+          "interval": list(room.interval(draws.exponent)), "flops": room.training_flops(config, 10.0, context=True),
+          "best": list(room.efficient_frontier(1e12, curves)), "needed": room.tokens_needed(1e5, joint),
+          "over": room.overfitting(1e5, 1e6, joint), "batch": room.minimum_steps(10, 5, room.critical_batch_size(2.0)),
+          "compute": room.minimum_compute(10, 5, 3), "early": list(room.versus_convergence(0.1, 0.7)), "N": room.parameters(config)}
+""",
+    "forward-pass": """
+model = room.Llama(room.LlamaConfig(11, 8, 2, 2, 1, d_ff=12, d_head=4, tied=True)).eval()
+ids = torch.randint(11, (1, 4))
+logits = model(ids).detach()
+result = {"logits": logits, "chances": room.next_token_probabilities(logits, top_k=3), "text": room.generate(model, ids, 3)}
+""",
+    "qkv-attention": """
+query, key, value = torch.randn(3, 2, 5, 4)
+allowed = room.causal_mask(5)
+weights = room.attention_weights(query, key, allowed)
+result = {"weights": weights, "out": room.scaled_dot_product_attention(query, key, value, allowed),
+          "shared": room.grouped_attention(query[None], key[None, :1], value[None, :1], allowed)}
+""",
 }
 
 

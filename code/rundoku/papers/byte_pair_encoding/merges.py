@@ -30,7 +30,6 @@ def learn_merges(words: Mapping[str, int], n_merges: int, ties: Ties = "first") 
     return learn([[*word, END_OF_WORD] for word in words], list(words.values()), n_merges, ties, alphabet)
 
 
-# --8<-- [start:learn]
 def learn(words: list[list[str]], counts: Sequence[int], n_merges: int, ties: Ties, alphabet: Iterable[str]) -> list[Pair]:
     """Return the merges learned from words cut into symbols, which are merged in place; counts: how often each word occurs."""
     if n_merges < 0 or ties not in ("first", "oldest"):
@@ -57,10 +56,10 @@ def learn(words: list[list[str]], counts: Sequence[int], n_merges: int, ties: Ti
         if (now := priority(pair)) != tuple(seen):  # it has become rarer since it was queued
             heapq.heappush(queue, (*now, pair))
             continue
+        # --8<-- [start:learn]
         merges.append(pair)
-        symbol = pair[0] + pair[1]
+        symbol, touched = pair[0] + pair[1], set[Pair]()
         age.setdefault(symbol, len(age))
-        touched = set()
         for number in places.pop(pair):  # only words that hold the pair can change
             old, new = words[number], _replaced(words[number], pair)
             for neighbours in pairwise(old):
@@ -69,13 +68,12 @@ def learn(words: list[list[str]], counts: Sequence[int], n_merges: int, ties: Ti
             for neighbours in pairwise(new):
                 frequency[neighbours] += counts[number]
                 places[neighbours].add(number)
-                if symbol in neighbours:
-                    touched.add(neighbours)
+            touched.update(neighbours for neighbours in pairwise(new) if symbol in neighbours)
             words[number] = new
         for neighbours in touched:  # no other pair can have become more frequent
             heapq.heappush(queue, (*priority(neighbours), neighbours))
+        # --8<-- [end:learn]
     return merges
-    # --8<-- [end:learn]
 
 
 def _first(pair: Pair, places: set[int], words: list[list[str]]) -> tuple[int, int]:
@@ -108,29 +106,31 @@ def apply_merges(word: str, merges: Sequence[Pair]) -> list[str]:
     return merge([*word, END_OF_WORD], {pair: rank for rank, pair in reversed(list(enumerate(merges)))})
 
 
-# --8<-- [start:merge]
 def merge(symbols: Sequence[str], ranks: Mapping[Pair, int]) -> list[str]:
     """Return the symbols after all merges: always the pair of lowest rank next, everywhere it stands, from the left.
 
     Takes n log n steps for n symbols: a long word without spaces, as anybody can send one, must not cost n².
     """
     parts = list(symbols)  # "" for one that its left neighbour has taken in
-    left, right = list(range(-1, len(parts) - 1)), list(range(1, len(parts) + 1))  # the neighbours still there
+    left, right = list(range(-1, len(parts) - 1)), list(range(1, len(parts) + 1))  # neighbours
     queue = [(ranks[pair], at) for at, pair in enumerate(pairwise(symbols)) if pair in ranks]
     heapq.heapify(queue)
+
+    # --8<-- [start:merge]
+    def rank_at(at: int) -> int | None:
+        return ranks.get((parts[at], parts[right[at]])) if parts[at] and right[at] < len(parts) else None
+
     while queue:
         rank, changed = queue[0][0], set()
         for at in _lowest(queue):
-            after = right[at]
-            if not parts[at] or after == len(parts) or ranks.get((parts[at], parts[after])) != rank:
-                continue  # a neighbour was merged away
-            parts[at], parts[after] = parts[at] + parts[after], ""
-            right[at] = right[after]
-            if right[at] < len(parts):
-                left[right[at]] = at
-            changed |= {at, left[at]} - {-1}
+            if rank_at(at) == rank:  # else a neighbour was merged away
+                parts[at], parts[right[at]] = parts[at] + parts[right[at]], ""
+                right[at] = right[right[at]]
+                if right[at] < len(parts):
+                    left[right[at]] = at
+                changed |= {at, left[at]} - {-1}
         for at in changed:
-            if parts[at] and right[at] < len(parts) and (new := ranks.get((parts[at], parts[right[at]]))) is not None:
+            if (new := rank_at(at)) is not None:
                 heapq.heappush(queue, (new, at))
     return [part for part in parts if part]
     # --8<-- [end:merge]

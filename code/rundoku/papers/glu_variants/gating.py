@@ -42,7 +42,8 @@ def _check(activation: str) -> None:
 def two_thirds(d_ff: int, multiple_of: int = 1) -> int:
     """Return the width at which three matrices have the parameters that two have at ``d_ff`` (§2).
 
-    Where 2/3 · d_ff is no whole number it is rounded down, then up to a multiple of ``multiple_of``, as the LLaMA models do.
+    2/3 · d_ff is rounded down to a whole number, then up to a multiple of ``multiple_of``,
+    as in the LLaMA models.
     Raises ValueError for a width or a multiple below 1.
     """
     for name, number in (("d_ff", d_ff), ("multiple_of", multiple_of)):

@@ -16,7 +16,7 @@ is never rounded to the dtype of the input.
 
 Cost: SwiGLU takes 5 FLOP an element forward (negation, exp, sum, quotient, products counted as one each) and 9 backward, and 3·R·F·s and
 5·R·F·s bytes to and from memory, s bytes an element. In bfloat16 that is below 1 FLOP a byte: memory bounds it. In plain torch act(g) is a
-tensor of its own, written and read again: 5·R·F·s and 8·R·F·s bytes, and kept for backward, which here computes it again from g.
+tensor of its own, written and read again: 5·R·F·s and 9·R·F·s bytes, and kept for backward, which here computes it again from g.
 """
 
 import torch
