@@ -1,5 +1,7 @@
 """The note's runs, small: what they compare must be what they say, and the benchmarks must measure the same thing for everyone."""
 
+import inspect
+
 import pytest
 import torch
 
@@ -54,7 +56,8 @@ def test_unfused_passes_are_those_of_the_formulas():
 def test_the_real_model_is_that_of_the_llama_room():
     llama = pytest.importorskip("rundoku.papers.llama")
     metadata, weights = available(smollm2.read)
-    ids, seen = experiments._text(12), []
+    ids = experiments._text(12)
+    seen: list[torch.Tensor] = []
     assert len(ids) == 12
     model = llama.from_gguf(metadata, weights)
     with torch.no_grad():
@@ -84,8 +87,9 @@ def test_only_the_norms_of_the_character_model_differ_and_a_run_is_its_seeds():
     for norm in ("none", "layer", "rms"):
         run = experiments.character_model(norm=norm, length=6, steps=40, seed=3)
         assert run.loss[-1] < run.loss[0] < 6
-    first, second = (experiments.character_model(norm="partial", length=6, steps=40, seed=3) for _ in range(2))
-    assert first.as_dict() == second.as_dict()
+    again = inspect.unwrap(experiments.character_model)  # not what is stored
+    first, second = (again(norm="partial", length=6, steps=20, seed=3)["loss"] for _ in range(2))
+    assert torch.equal(first, second)
 
 
 def test_a_shifted_start_is_invisible_to_layer_normalisation():

@@ -93,9 +93,9 @@ def test_what_may_be_left_out(dtype, gain, residual):
     assert_right((3, 5, 65), dtype, gain=gain, residual=residual)
 
 
-@pytest.mark.parametrize(("width", "dtype"), [(8192, torch.float16), (8193, torch.float16), (16384, torch.float32)])
-def test_wide_rows_whose_gradient_sum_has_a_kernel_of_its_own(width, dtype):
-    assert_right((17, width), dtype)
+@pytest.mark.parametrize(("rows", "width", "dtype"), [(3, 8192, torch.float16), (17, 8193, torch.float16), (3, 16384, torch.float32)])
+def test_wide_rows_whose_gradient_sum_has_a_kernel_of_its_own(rows, width, dtype):
+    assert_right((rows, width), dtype)
 
 
 def test_more_rows_than_programs_in_backward(monkeypatch):
