@@ -8,7 +8,7 @@ import json
 import multiprocessing
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import asdict, is_dataclass
 from importlib import import_module
 from pathlib import Path
@@ -118,15 +118,24 @@ class Experiment:
         return Result(kept["result"])
 
     def each(self, cases: Iterable[Mapping[str, Any]]) -> list[Result]:
-        """Return the results for several sets of arguments; those that are missing run side by side, one process a core."""
+        """Return the results for several sets of arguments; those that are missing run side by side, one process a core.
+
+        A terminal shows a progress bar. Every result is kept as it comes, so that an interrupted sweep goes on with what is missing.
+        """
         cases = list(cases)
         places = [self._place(case) for case in cases]
         missing = [case for case, (_, _, store, key) in zip(cases, places, strict=True) if store and store.recall(key) is None]
         cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 1
         if min(len(missing), cores) > 1:
-            with ProcessPoolExecutor(min(len(missing), cores), multiprocessing.get_context("fork")) as pool:
-                for done in [pool.submit(_ask, self, case) for case in missing]:
+            from tqdm import tqdm
+
+            with (
+                ProcessPoolExecutor(min(len(missing), cores), multiprocessing.get_context("fork")) as pool,
+                tqdm(total=len(missing), desc=self.__name__, unit="run", disable=None) as bar,
+            ):
+                for done in as_completed([pool.submit(_ask, self, case) for case in missing]):
                     done.result()
+                    bar.update()
         return [self(**case) for case in cases]
 
     def _place(self, arguments: Mapping[str, Any]) -> tuple[dict[str, Any], Any, Store | None, str]:

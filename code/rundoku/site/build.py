@@ -250,7 +250,7 @@ def _last(root: Path, language: str) -> Inputs | None:
     try:
         kept = json.loads(_stamp(root, language).read_text(encoding="utf-8"))
         return kept if kept.pop("outputs") == _outputs(root, language) else None
-    except (OSError, ValueError, KeyError, AttributeError):
+    except (OSError, ValueError, KeyError, AttributeError, TypeError):
         return None
 
 

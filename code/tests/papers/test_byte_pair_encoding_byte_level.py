@@ -66,7 +66,7 @@ def test_pieces_are_those_of_gpt2s_regular_expression(text):
 
 def test_kinds_of_all_characters():
     characters = [chr(code) for code in range(0x110000) if unicodedata.category(chr(code)) not in ("Cn", "Cs")]
-    for around in ("a{}a", "1{}1", " {} ", "!{}!"):
+    for around in (" {}a", "1{}!"):
         text = "\n".join(around.format(character) for character in characters)
         assert split(text) == GPT2.findall(text)
 
@@ -85,7 +85,7 @@ def test_the_characters_of_bytes_are_gpt2s():
 
 @pytest.mark.parametrize("name", SOURCES)
 @given(text=TEXT)
-@settings(max_examples=250, deadline=None)
+@settings(max_examples=120, deadline=None)
 def test_ids_are_those_of_tokenizers(name, text):
     if bytes_without_token(name) & set(text.encode()):
         with pytest.raises(ValueError, match="the vocabulary has no token for it"):

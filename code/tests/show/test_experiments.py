@@ -1,6 +1,8 @@
+import io
 import math
 import sys
 from collections.abc import Callable, Iterator
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from importlib import import_module, invalidate_caches
 from pathlib import Path
@@ -18,7 +20,17 @@ SOURCE = '''\
 from {package}.part import double
 from rundoku.show import experiment, publish
 
+import os
+
 calls = []
+
+@experiment
+def squares(*, number, folder, deadly=-1):
+    with open(f"{{folder}}/{{number}}", "a") as file:
+        file.write("ran ")
+    if number == deadly and not os.path.exists(f"{{folder}}/mended"):
+        os._exit(1)
+    return {{"square": number**2}}
 
 @experiment
 def doubles(*, numbers, seed=0):
@@ -123,6 +135,54 @@ def test_an_experiment_shows_nothing_and_a_listening_page_knows_what_was_asked(r
     name = f"{module.__name__}.doubles"
     assert listening.experiments == [{"name": name, "arguments": {"numbers": [1], "seed": 0}}] * 2
     assert listening.values == {}
+
+
+@pytest.fixture
+def two_cores(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(experiments.os, "sched_getaffinity", lambda process: {0, 1}, raising=False)
+
+
+@pytest.mark.usefixtures("two_cores")
+def test_an_interrupted_sweep_goes_on_with_what_is_missing(
+    room: Callable[[], ModuleType], tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    squares, folder = room().squares, tmp_path_factory.mktemp("runs")
+    cases = [{"number": number, "folder": str(folder), "deadly": 3} for number in range(6)]
+    with pytest.raises(BrokenProcessPool):
+        squares.each(cases)
+
+    def kept() -> list[int]:
+        places = [squares._place(case) for case in cases]
+        return [number for number, (_, _, store, key) in enumerate(places) if store.recall(key)]
+
+    before = kept()
+    assert 3 not in before and len(before) < 6, "the process that died took its run with it"
+    assert before, "the runs before it were kept"
+    ran = {number: (folder / str(number)).read_text() for number in before}
+    (folder / "mended").touch()
+    assert [result.square for result in squares.each(cases)] == [0, 1, 4, 9, 16, 25]
+    assert {number: (folder / str(number)).read_text() for number in before} == ran, "what was there was not run again"
+    assert kept() == [0, 1, 2, 3, 4, 5]
+
+
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+@pytest.mark.usefixtures("two_cores")
+@pytest.mark.parametrize("stream", [Terminal, io.StringIO])
+def test_a_terminal_shows_how_far_a_sweep_is(
+    stream: type[io.StringIO], room: Callable[[], ModuleType], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shown = stream()
+    monkeypatch.setattr(sys, "stderr", shown)
+    cases = [{"numbers": [number]} for number in range(3)]
+    room().doubles.each(cases)
+    assert ("doubles: 100%" in shown.getvalue() and "3/3" in shown.getvalue()) if stream is Terminal else not shown.getvalue()
+    shown.truncate(0)
+    room().doubles.each(cases)
+    assert not shown.getvalue(), "nothing is left to run"
 
 
 def test_outside_the_source_root_nothing_is_kept_and_everything_works() -> None:

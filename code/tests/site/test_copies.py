@@ -177,6 +177,12 @@ result = {"grad": model.tokens.weight.grad, "counts": [list(row) for row in room
           "over": room.overfitting(1e5, 1e6, joint), "batch": room.minimum_steps(10, 5, room.critical_batch_size(2.0)),
           "compute": room.minimum_compute(10, 5, 3), "early": list(room.versus_convergence(0.1, 0.7)), "N": room.parameters(config)}
 """,
+    "forward-pass": """
+model = room.Llama(room.LlamaConfig(11, 8, 2, 2, 1, d_ff=12, d_head=4, tied=True)).eval()
+ids = torch.randint(11, (1, 4))
+logits = model(ids).detach()
+result = {"logits": logits, "chances": room.next_token_probabilities(logits, top_k=3), "text": room.generate(model, ids, 3)}
+""",
     "qkv-attention": """
 query, key, value = torch.randn(3, 2, 5, 4)
 allowed = room.causal_mask(5)

@@ -77,6 +77,7 @@ with figure("fertility", size=(6.4, 3.2)) as axes:
     axes.set_xticks(range(len(cost)), list(cost))
     axes.set_ylabel("Tokens")
     axes.legend()
+publish(trained=MERGES)
 # --8<-- [end:fertility]
 
 # --8<-- [start:fertility-table]
@@ -92,7 +93,7 @@ for made in cost:
         publish(**{key: relative, f"{key}_cut": each.cut})
 formats = ("", "", ".2f", ".2f", ".2f", ".0%")
 table("fertility", columns=columns, rows=cells, formats=formats)
-publish(worst=max(cost["GPT-2"].ja.ratio), trained=MERGES)
+publish(worst=max(cost["GPT-2"].ja.ratio))
 # --8<-- [end:fertility-table]
 
 # --8<-- [start:bytes]

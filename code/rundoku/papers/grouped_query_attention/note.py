@@ -1,10 +1,11 @@
 # --8<-- [start:setup]
 import torch
 
-from rundoku.papers.attention_is_all_you_need import MultiHeadAttention, causal_mask
+from rundoku.papers.attention_is_all_you_need import MultiHeadAttention
+from rundoku.papers.attention_is_all_you_need import causal_mask
 from rundoku.papers.flash_attention.kernel import flash_attention
-from rundoku.papers.grouped_query_attention import convert, grouped_attention, kv_cache_bytes
-from rundoku.papers.grouped_query_attention import experiments
+from rundoku.papers.grouped_query_attention import convert, experiments, kv_cache_bytes
+from rundoku.papers.grouped_query_attention import grouped_attention
 from rundoku.show import claim, figure, publish, table
 # --8<-- [end:setup]
 
@@ -29,7 +30,8 @@ publish(apart=apart)
 # --8<-- [start:traffic]
 lengths, batches = [4096 * 2**i for i in range(7)], (1, 4, 16, 64, 256)
 size = {"d_model": 8192, "n_heads": 64}  # a layer of LLaMA-2-70B
-moved = experiments.decoding_traffic(n_kv_heads=(64, 8, 1), lengths=lengths, batches=batches, **size)
+steps = {"n_kv_heads": (64, 8, 1), "lengths": lengths, "batches": batches}
+moved = experiments.decoding_traffic(**size, **steps)
 with figure("traffic", columns=2, size=(7.2, 3.3), sharey=True) as (left, right):
     for name, heads in (("MHA", "64"), ("GQA-8", "8"), ("MQA", "1")):
         left.loglog(batches, moved[heads].by_batch, marker="o", label=name)
@@ -37,9 +39,10 @@ with figure("traffic", columns=2, size=(7.2, 3.3), sharey=True) as (left, right)
     left.set(xlabel="Batch size", ylabel="Elements moved per multiply-add")
     right.set(xlabel="Context length")
     left.legend()
-publish(context=lengths[0], batch=batches[-1], alone=moved["64"].by_batch[0], far=lengths[-1])
-publish(floor_mha=moved["64"].by_batch[-1], floor_gqa=moved["8"].by_batch[-1])
-publish(far_mha=moved["64"].by_length[-1], far_gqa=moved["8"].by_length[-1])
+publish(context=lengths[0], far=lengths[-1], batch=batches[-1])
+for name, heads in (("mha", "64"), ("gqa", "8"), ("mqa", "1")):
+    batch, length = moved[heads].by_batch, moved[heads].by_length
+    publish(**{f"alone_{name}": batch[0], f"floor_{name}": batch[-1], f"far_{name}": length[-1]})
 # --8<-- [end:traffic]
 
 # --8<-- [start:flash]
@@ -75,7 +78,7 @@ shares = (0.0, 0.025, 0.05, 0.1)
 cases = [{"steps": 1000, "shares": shares, "seed": seed} for seed in (0, 1, 2)]
 runs = experiments.uptraining.each(cases)
 curves = experiments.by_run(runs)  # of every model: [seeds, shares]
-colors = {"MHA": "C0", "MQA": "C1", "GQA-2": "C2", "mean": "C1", "first": "C3", "random": "C4"}
+colors = {"MHA": "C0", "GQA-2": "C1", "MQA": "C2", "mean": "C2", "first": "C3", "random": "C4"}
 with figure("uptraining", columns=2, size=(7.2, 3.4), sharey=True) as (left, right):
     for name, color in colors.items():
         axes = right if name in ("mean", "first", "random") else left
@@ -107,8 +110,9 @@ publish(decode_error=wrong.decode_flag)
 # --8<-- [end:flag]
 
 # --8<-- [start:faults]
-faults = {name: sum(run.faults[name] for run in runs) / len(runs) for name in experiments.FAULTS}
-rows = list(faults.items())
+rows = []
+for name in experiments.FAULTS:
+    rows.append((name, sum(run.faults[name] for run in runs) / len(runs)))
 table("faults", columns=("What is pooled", "Test loss"), rows=rows, formats=("", ".2f"))
 # --8<-- [end:faults]
 
@@ -124,13 +128,16 @@ def held_by(kv_heads, ranks):  # over all ranks, in GiB
 
 
 counts, heads = (1, 2, 4, 8, 16), {"MHA": 64, "GQA-8": 8, "MQA": 1}
-held = {name: [held_by(each, ranks) for ranks in counts] for name, each in heads.items()}
+held = {}
+for name, each in heads.items():
+    held[name] = [held_by(each, ranks) for ranks in counts]
 columns = ("Tensor-parallel ranks", "MHA, GiB", "GQA-8, GiB", "MQA, GiB")
-table("ranks", columns=columns, rows=list(zip(counts, *held.values())), formats=("", *3 * (".2f",)))
+rows = list(zip(counts, *held.values()))
+table("ranks", columns=columns, rows=rows, formats=("", ".2f", ".2f", ".2f"))
 # --8<-- [end:ranks]
 
 # --8<-- [start:claims]
-claim("ends", ours=apart, holds=apart < 1e-12, kind="exact", format=".0e")
+claim("ends", ours=apart, holds=apart < 1e-12, kind="exact", format=".1g")
 read = experiments.cache_reads(d_model=1024, n_heads=8, n_kv_heads=(8, 1), length=128, batch=128).read
 claim("reads", ours=read[0] / read[1], holds=read[0] / read[1] == 8, kind="exact", format=".0f")
 wide = experiments.feed_forward_widening(d_model=1024, n_heads=8, d_ff=(4096, 5440), attentions=18, feed_forwards=12)

@@ -10,7 +10,7 @@ from torch import nn
 def rms_norm(x: torch.Tensor, weight: torch.Tensor | None = None, eps: float = 1e-6, partial: float = 1.0) -> torch.Tensor:
     """Divide the last axis by its root mean square, then apply the gain (Eq. 4).
 
-    x: [..., C], weight: [C] or None; returns [..., C] in the dtype of x. With ``partial`` below 1 (pRMSNorm, §4) the root mean
+    x: [..., C], weight: [C] or None; returns [..., C] in the dtype of x. With ``partial`` below 1 (pRMSNorm, §5) the root mean
     square is that of the first ⌈C·partial⌉ units. Raises ValueError for C = 0, a weight of another width, a partial outside (0, 1].
     """
     _check(x, weight)
@@ -27,7 +27,7 @@ def rms_norm(x: torch.Tensor, weight: torch.Tensor | None = None, eps: float = 1
 
 
 def units(width: int, partial: float) -> int:
-    """Return k = ⌈C·partial⌉, from how many of ``width`` units the root mean square is taken (§4)."""
+    """Return k = ⌈C·partial⌉, from how many of ``width`` units the root mean square is taken (§5)."""
     if not 0 < partial <= 1:
         raise ValueError(f"partial: got {partial!r}, expected a share above 0 and at most 1")
     return math.ceil(round(width * partial, 9))  # rounded first: 100·0.07 is 7.000000000000001, and asks for 7 units

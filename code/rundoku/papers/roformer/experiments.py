@@ -1,4 +1,4 @@
-"""The runs behind the note on rotary position embedding: SmolLM2's first layer, and a character model with three kinds of positions."""
+"""The runs behind the note on rotary position embedding: SmolLM2's first layer, and a character model with two kinds of positions."""
 
 import re
 from collections.abc import Callable, Sequence
@@ -171,11 +171,11 @@ def mistakes(*, length: int = 256, shift: int = 100) -> dict:
     return costs
 
 
-Positions = Literal["rotary", "sinusoidal", "none"]
+Positions = Literal["rotary", "sinusoidal"]
 
 
 class CharacterModel(nn.Module):
-    """A small causal Transformer over characters whose positions are rotary, sinusoidal (added to the embedding) or absent."""
+    """A small causal Transformer over characters whose positions are rotary, or sinusoidal and added to the embedding."""
 
     def __init__(self, vocabulary: int, positions: Positions, d_model: int = 96, n_heads: int = 4, n_layers: int = 2) -> None:
         super().__init__()

@@ -41,7 +41,8 @@ class DecoderOnly(nn.Module):
             if name in ("tokens.weight", "positions.weight"):
                 nn.init.normal_(parameter, std=config.d_model**-0.5)  # logits of unit variance at the start
             elif name.endswith(("attention.output.weight", "feed_forward.outer.weight")):
-                nn.init.xavier_uniform_(parameter, gain=(2 * config.n_layers) ** -0.5)  # so that the stream does not grow with depth
+                # Small beside the embeddings, whose rows have norm 1, and not growing with depth.
+                nn.init.xavier_uniform_(parameter, gain=(2 * config.n_layers * config.d_model) ** -0.5)
             elif parameter.dim() > 1:
                 nn.init.xavier_uniform_(parameter)
 
