@@ -40,7 +40,7 @@ def both_ways(ours, theirs, *inputs):
     return results
 
 
-@settings(deadline=None)
+@settings(deadline=None, max_examples=40)
 @given(shape=st.lists(st.integers(0, 6), min_size=1, max_size=4), scale=st.sampled_from([0.1, 1.0, 10.0]), seed=SEEDS)
 @pytest.mark.parametrize("activation", ACTIVATIONS)
 def test_every_gate_is_its_formula(activation, shape, scale, seed):
@@ -86,7 +86,7 @@ def library_layer(name, d_model, d_ff):
     )
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=20, deadline=None)
 @given(batch=st.integers(0, 3), length=st.integers(1, 5), d_model=WIDTHS, d_ff=WIDTHS, seed=SEEDS)
 @pytest.mark.parametrize(
     ("name", "activation"), [("LlamaMLP", "silu"), ("GemmaMLP", "gelu_tanh"), ("T5", "gelu_tanh"), ("T5 silu", "silu")]

@@ -178,8 +178,8 @@ publish(gelu_most=gelus.most, gelu_at=gelus.at, gelu_share=gelus.share)
 gates = (-8.0, -10.0, -11.0, -12.0)
 half = experiments.half_precision(gates=gates)
 rows = [
-    (gate, *("NaN" if slope is None else f"{slope:.1e}".replace("-", "−") for slope in slopes))
-    for gate, *slopes in zip(gates, half["written out"], half.torch)
+    (gate, *("NaN" if one is None else f"{one:.1e}".replace("-", "−") for one in both))
+    for gate, *both in zip(gates, half["written out"], half.torch)
 ]
 columns = ("Gate", "g / (1 + exp(−g))", "F.silu")
 table("half", columns=columns, rows=rows, formats=(".0f", "", ""))
@@ -189,7 +189,8 @@ table("half", columns=columns, rows=rows, formats=(".0f", "", ""))
 limit = torch.finfo(torch.float16).max
 exponent = torch.tensor(limit).log().item()  # beyond it exp overflows
 deep = sum(lowest < -exponent for lowest in real.lowest)
-publish(exponent=exponent, lowest=min(real.lowest), deep=deep, n_layers=len(real.lowest))
+publish(exponent=exponent, lowest=min(real.lowest))
+publish(deep=deep, n_layers=len(real.lowest))
 peak = max(real.largest)
 publish(peak=peak, peak_layer=real.largest.index(peak) + 1, room=limit / peak)
 publish(usual=median(real.largest), half_limit=limit, side=limit**0.5)
