@@ -41,7 +41,7 @@ def test_the_frontier_is_where_no_other_size_is_better():
         assert float(sizes[at]) == pytest.approx(best.parameters, rel=0.01)
         assert float(loss[at]) == pytest.approx(best.loss, rel=1e-6)
         assert 6 * best.parameters * best.steps * critical_batch_size(best.loss) == pytest.approx(compute, rel=1e-9)
-        assert best.loss == pytest.approx((1 + 0.076 / 0.76) * (8.8e13 / best.parameters) ** 0.076, rel=1e-9)  # Eq. B.6
+        assert best.loss == pytest.approx((1 + 0.076 / 0.76) * (8.8e13 / best.parameters) ** 0.076, rel=1e-9)  # Eq. B.5
 
 
 def test_the_frontier_moves_by_the_exponents():
@@ -54,7 +54,7 @@ def test_the_frontier_moves_by_the_exponents():
 
 
 def test_numbers_of_the_paper():
-    assert allocation_exponents(0.076, 0.76, 0.21).loss == pytest.approx(0.052, abs=5e-4)  # Eq. B.8
+    assert allocation_exponents(0.076, 0.76, 0.21).loss == pytest.approx(0.052, abs=5e-4)  # Eq. B.7
     size, steps, compute = versus_convergence(0.076, 0.76)
     assert (size, steps, compute) == pytest.approx((2.7, 0.13, 0.35), rel=0.03)  # Eq. B.12 to B.14
     assert tokens_needed(1e9, JOINT) == pytest.approx(5e3 * 1e9**0.74, rel=0.15)  # Eq. 4.4, which is rounded

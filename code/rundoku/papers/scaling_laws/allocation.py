@@ -58,11 +58,11 @@ def minimum_compute(compute: float, batch: float, critical: float) -> float:
 
 
 def efficient_frontier(compute: float, curves: CurveLaw, batch_scale: float = 2e8, alpha_b: float = 0.21) -> Frontier:
-    """Return size, steps and loss of the training that spends ``compute`` best, with B = B_crit (Eq. B.7 to B.10)."""
+    """Return size, steps and loss of the training that spends ``compute`` best, with B = B_crit (Eq. B.6 to B.10)."""
     _positive(compute=compute, batch_scale=batch_scale, alpha_b=alpha_b)
     alpha_n, alpha_s, n_c, s_c = (float(value) for value in (curves.alpha_n, curves.alpha_s, curves.n_c, curves.s_c))
     alpha_c, model, _, steps, _ = allocation_exponents(alpha_n, alpha_s, alpha_b)
-    ratio = alpha_n / alpha_s  # the share by which the best loss lies above the converged one (Eq. B.6)
+    ratio = alpha_n / alpha_s  # the share by which the best loss lies above the converged one (Eq. B.5)
     compute_c = 6 * n_c * batch_scale * s_c * (1 + ratio) ** (1 / alpha_s + 1 / alpha_n) * (1 / ratio) ** (1 / alpha_s)
     size = n_c * (compute / compute_c) ** model * (1 + ratio) ** (1 / alpha_n)
     updates = compute_c / (6 * n_c * batch_scale) * (1 + ratio) ** (-1 / alpha_n) * (compute / compute_c) ** steps

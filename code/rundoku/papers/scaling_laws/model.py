@@ -51,11 +51,13 @@ class DecoderOnly(nn.Module):
         length = tokens.shape[-1]
         if length > self.config.n_ctx:
             raise ValueError(f"tokens: {length} in a row; expected at most n_ctx = {self.config.n_ctx}")
+        # --8<-- [start:forward]
         x = self.tokens(tokens) + self.positions.weight[:length]  # [B, N, C]
         attn_mask = causal_mask(length, tokens.device)
         for block in self.blocks:
             x = block(x, attn_mask)
         return self.norm(x) @ self.tokens.weight.T
+        # --8<-- [end:forward]
 
 
 def non_embedding_parameters(model: nn.Module) -> int:
