@@ -2,6 +2,7 @@
 
 import os
 import re
+import tempfile
 from pathlib import Path
 
 import nox
@@ -32,11 +33,12 @@ def bring_data(session: nox.Session) -> None:
     left_out = [match[1] for path in modules if path.is_file() and (match := re.search(r'package="(.+?)"', path.read_text("utf-8")))]
     lines = [line for line in DATA.read_text("utf-8").splitlines() if line and not line.startswith("#")]
     wanted = [line for line in lines if line.partition("==")[0] not in left_out]
-    listed = Path(session.create_tmp()) / "data.txt"
 
     def install(*requirements: str) -> None:
-        listed.write_text("\n".join(requirements) + "\n", "utf-8")
-        session.install("--no-deps", "--require-hashes", "-r", str(listed.resolve()))
+        with tempfile.TemporaryDirectory() as folder:  # nox's own would become every test's, inside this repository
+            listed = Path(folder) / "data.txt"
+            listed.write_text("\n".join(requirements) + "\n", "utf-8")
+            session.install("--no-deps", "--require-hashes", "-r", str(listed))
 
     try:
         install(*wanted)

@@ -23,6 +23,7 @@ def root(site):
     shutil.copytree(ROOT / "code/rundoku", site.root / "code/rundoku", ignore=shutil.ignore_patterns("__pycache__", "papers", "concepts"))
     for kind in ("papers", "concepts"):
         site.write(f"code/rundoku/{kind}/__init__.py", "")
+    site.write("pytest.ini", "[pytest]\n")  # or a pyproject.toml further up would say where the package is
     return site.root
 
 

@@ -105,9 +105,12 @@ def lowest(chosen):  # loss of the best chosen run at each budget, between its m
 
 
 # --8<-- [start:fits]
+LEVEL = 0.95  # share of the resampled fits that an interval holds
+
+
 def fitted(x, losses):
     draws = fit_power_law(x, losses, weights=laws.resampled(range(len(x))))
-    return fit_power_law(x, losses), interval(draws.exponent)
+    return fit_power_law(x, losses), interval(draws.exponent, LEVEL)
 
 
 SMALL = 5  # sizes; the others are still learning fast when the training ends
@@ -148,7 +151,7 @@ rows = [(name, f.exponent, *ends, f.error, paper) for name, (f, ends, paper) in 
 columns = ("Law", "Exponent", "from", "to", "Error of the fit", "In the paper")
 table("exponents", columns=columns, rows=rows, formats=("", ".3f", ".3f", ".3f", ".1%", ".3f"))
 publish(alpha_n=by_n.exponent, n_low=in_n[0], n_high=in_n[1], n_error=by_n.error)
-publish(all_alpha=by_all.exponent, d_low=in_d[0], d_high=in_d[1], alpha_compute=by_c.exponent)
+publish(level=LEVEL, all_alpha=by_all.exponent, d_low=in_d[0], d_high=in_d[1], alpha_compute=by_c.exponent)
 # --8<-- [end:exponents]
 
 
@@ -186,7 +189,7 @@ with figure("floor") as axes:
     axes.plot(size, loss[:, -1], "o", label="trained")
     axes.set(xscale="log", yscale="log", xlabel="Parameters", ylabel="Test loss")
     axes.legend()
-(a_low, a_high), (f_low, f_high) = interval(draws.exponent), interval(draws.floor)
+(a_low, a_high), (f_low, f_high) = interval(draws.exponent, LEVEL), interval(draws.floor, LEVEL)
 publish(floor_alpha=floored.exponent, a_low=a_low, a_high=a_high)
 publish(floor=floored.floor, f_low=f_low, f_high=f_high)
 publish(far_plain=by_all([1e9])[0], far_floor=floored([1e9])[0])
