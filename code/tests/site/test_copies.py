@@ -42,6 +42,22 @@ made = room.ByteLevelBPE(room.byte_vocabulary(learned, ["<|end|>"]), learned, {"
 ids = made.encode("lower 人 34<|end|>", allow_special=True)
 result = [merges, room.apply_merges("lowest", merges), learned, ids, made.decode(ids), room.split("it's 12 人"), len(room.BYTE_CHARACTERS)]
 """,
+    "cut-cross-entropy": """
+hidden, weight, bias = (torch.randn(*shape, requires_grad=True) for shape in ((9, 6), (20, 6), (20,)))
+targets = torch.tensor([3, -100, 19, 0, 7, 7, 1, -100, 5])
+loss, lse = room.linear_cross_entropy(hidden, weight, targets, bias, softcap=5.0, filter_eps=1e-3, return_lse=True, block_vocab=8)
+(loss + lse.sum()).backward()
+order = room.vocabulary_order(hidden.detach(), weight.detach(), bias.detach())
+result = {"loss": loss, "lse": lse, "grads": [hidden.grad, weight.grad, bias.grad], "order": order, "eps": room.threshold("auto", torch.half)}
+""",
+    "cut-cross-entropy.kernel": """
+hidden, weight, bias = (torch.randn(*shape, requires_grad=True) for shape in ((2, 9, 6), (40, 6), (40,)))
+targets = torch.randint(40, (2, 9))
+loss, lse = room.linear_cross_entropy(hidden, weight, targets, bias, softcap=5.0, shift=1, filter_eps=1e-3, return_lse=True)
+(loss + lse.sum()).backward()
+exact = room.reference(hidden, weight, targets, bias, softcap=5.0, shift=1)
+result = {"loss": loss, "lse": lse, "grads": [hidden.grad, weight.grad, bias.grad], "exact": exact}
+""",
     "flash-attention": """
 q = torch.randn(1, 2, 9, 16, requires_grad=True)
 k, v = torch.randn(2, 1, 2, 7, 16)
