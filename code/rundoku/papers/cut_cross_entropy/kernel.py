@@ -12,9 +12,10 @@ rounded to the input's dtype it is divided by the largest |u|, |u + s|, so that 
 Cost: forward 2·N·V·C floating-point operations, backward 8·N·V·C, of which filtering can leave out the half that follows the logits.
 The paper makes each tile of logits once for both gradients (6·N·V·C) and lets the programs add to them in the order in which they get
 a lock; here each gradient has a pass of its own, whose programs own what they add to. That is a third more operations, and the same bits
-every time. Bytes: weight is read once for every BLOCK_N tokens, hidden once for every BLOCK_V words, most of it from the L2 cache. At
-N = 8,192 that is thousands of operations a byte of memory: compute bounds it. What it holds besides the gradients is O(N + V), and in
-backward float32 sums for PROGRAMS blocks, (N + PROGRAMS·BLOCK_N)·C for hidden, then PROGRAMS·BLOCK_V·C for weight.
+every time. Bytes: weight is read once for every BLOCK_N tokens, hidden once for every BLOCK_V words, most of it from the L2 cache: compute
+bounds the forward pass. Each backward pass also reads and writes its float32 sums once a tile, 8·C bytes a row for BLOCK/2 operations a
+byte, where the caches do not hold them below an H100's ridge; a tile that is filtered moves none of it. What the call holds besides the
+gradients is O(N + V), and in backward float32 sums for PROGRAMS blocks, (N + PROGRAMS·BLOCK_N)·C, then PROGRAMS·BLOCK_V·C.
 """
 
 from contextlib import AbstractContextManager, nullcontext
@@ -23,7 +24,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from rundoku.gpu.launch import INTERPRETED, Case, Config, expect, expect_tensor, target_of, triton
+from rundoku.gpu.launch import INTERPRETED, Case, Config, Cost, expect, expect_tensor, target_of, triton
 from rundoku.papers.cut_cross_entropy.kernel_tiles import dot_kernel, hidden_kernel, logsumexp_kernel, weight_kernel
 from rundoku.papers.cut_cross_entropy.loss import check, check_range, reduced, shifted_targets, threshold, vocabulary_order
 from rundoku.papers.cut_cross_entropy.reference import reference
@@ -300,11 +301,24 @@ def compile_cases(target: str) -> list[Case]:
         function, title = kernels[use]
         dtype, precision = {2: ("bf16", "tf32"), 4: ("fp32", "ieee")}[size]
         flags = {"SOFTCAP": True, "FILTER": True, "PRECISION": precision}
-        cases.append(_case(f"{title}, {dtype}", function, config, dtype, flags))
-    return [*cases, _case("target's logit, bf16", dot_kernel, DOT_CONFIG, "bf16", {"SOFTCAP": True})]
+        cases.append(_case(f"{title}, {dtype}", function, config, dtype, flags, _cost(use, size, config.tiles)))
+    return [*cases, _case("target's logit, bf16", dot_kernel, DOT_CONFIG, "bf16", {"SOFTCAP": True}, _cost("dot", 2, {}))]
 
 
-def _case(name: str, function: Any, config: Config, dtype: str, flags: dict[str, Any]) -> Case:
+def _cost(use: str, size: int, tiles: dict[str, int]) -> Cost:
+    n, c, v = 8192, 2304, 256_000  # Gemma 2 (2B), the paper's Table 1; unfiltered
+    read = size * c * (n + v)  # hidden and weight
+    flops, moved = {
+        "dot": (2 * n * c, size * 2 * n * c),
+        "logsumexp": (2 * n * v * c, read),
+        "hidden": (4 * n * v * c, read + 8 * n * c * v / tiles.get("BLOCK_V", 1)),  # sums read and written for each block of the vocabulary
+        "weight": (4 * n * v * c, read + 8 * v * c * n / tiles.get("BLOCK_N", 1)),
+    }[use]
+    dtype = "float32" if size == 4 or use == "dot" else "bfloat16"
+    return Cost(float(flops), float(moved), dtype, f"N = {n:,}, C = {c:,}, V = {v:,}")
+
+
+def _case(name: str, function: Any, config: Config, dtype: str, flags: dict[str, Any], cost: Cost) -> Case:
     kinds = {
         **dict.fromkeys(("hidden", "weight", "bias"), f"*{dtype}"),
         **dict.fromkeys(("targets", "tokens", "n_tokens", "order"), "*i64"),
@@ -313,4 +327,4 @@ def _case(name: str, function: Any, config: Config, dtype: str, flags: dict[str,
     }
     constants = {flag: value for flag, value in flags.items() if flag in function.arg_names}
     types = {name: kinds.get(name, "i32") for name in function.arg_names if name not in constants and name not in config.tiles}
-    return Case(name, function, types, config, constants)
+    return Case(name, function, types, config, constants, cost=cost)
