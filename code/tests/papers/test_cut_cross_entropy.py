@@ -35,7 +35,7 @@ def both(inputs, **options):
     return found
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=40, deadline=None)
 @given(
     shape=st.tuples(st.integers(1, 9), st.integers(1, 7), st.integers(1, 23)),
     softcap=st.sampled_from([0.0, 0.5, 30.0]),

@@ -94,7 +94,7 @@ def test_reductions_and_soft_cap(reduction, softcap):
         assert_right(make(40, 33, 70, dtype=dtype, bias=softcap > 0, scale=4.0), reduction=reduction, softcap=softcap)
 
 
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=10, deadline=None)
 @given(
     shape=st.tuples(st.integers(1, 40), st.integers(1, 40), st.integers(1, 70)),
     dtype=st.sampled_from(DTYPES),
@@ -156,6 +156,21 @@ def test_int32_targets_and_another_ignored_number():
     expected = linear_cross_entropy(hidden, weight, targets, bias)
     assert torch.equal(linear_cross_entropy(hidden, weight, targets.int(), bias), expected)
     assert torch.equal(linear_cross_entropy(hidden, weight, torch.where(targets == -100, 3000, targets), bias, ignore_index=3000), expected)
+
+
+@pytest.mark.parametrize("view", [lambda x: x[::2], lambda x: x[:1].expand(20), lambda x: x.view(2, 20).t().flatten()[:20]])
+def test_strided_targets(view):
+    hidden, weight, targets, bias = make(40, 8, 12, dtype=torch.float32, ignored=0.0)
+    inputs = [(hidden[:20], weight, one, bias) for one in (view(targets), view(targets).contiguous())]
+    assert all(torch.equal(a, b) for a, b in zip(*(run(linear_cross_entropy, one) for one in inputs)))
+
+
+def test_words_ruled_out_by_their_bias():
+    hidden, weight, targets, bias = make(20, 8, 100, dtype=torch.float32)
+    bias[:70] = -float("inf")  # more than the first blocks
+    inputs = (hidden, weight, torch.where(targets == -100, targets, targets % 30 + 70), bias)
+    for eps in (None, 1e-30):
+        assert_right(inputs, filter_eps=eps)
 
 
 def test_ignored_rows_of_nan_touch_nothing():

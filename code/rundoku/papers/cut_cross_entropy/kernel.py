@@ -170,6 +170,7 @@ def _forward(
     if not n_rows:
         return loss.clone(), lse.clone()
     hidden, weight, bias = _readable(hidden), _readable(weight), None if bias is None else bias.contiguous()
+    targets = targets.contiguous()
     tokens, n_tokens = _counted(targets, ignore_index)
     config, capped = config_for(hidden, "logsumexp"), softcap > 0
     row_blocks, n_blocks = triton.cdiv(n_rows, config.tiles["BLOCK_N"]), triton.cdiv(n_vocab, config.tiles["BLOCK_V"])
@@ -203,6 +204,7 @@ def _backward(
     if not len(hidden):
         return tuple(grads)
     hidden, weight, bias = _readable(hidden), _readable(weight), None if bias is None else bias.contiguous()
+    targets = targets.contiguous()
     tokens, n_tokens = _counted(targets, ignore_index)
     by_both = grad_loss if grad_lse is None else grad_loss + grad_lse
     scale = torch.where(targets == ignore_index, 0.0, torch.maximum(grad_loss.abs(), by_both.abs())).max()

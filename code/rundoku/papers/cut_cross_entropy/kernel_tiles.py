@@ -78,8 +78,9 @@ def logsumexp_kernel(
             z += tl.load(bias + column, mask=inside, other=0.0).to(tl.float32)[None, :]
         z = capped_scores(z, 1.0, softcap, SOFTCAP) * LOG2E
         z = tl.where(inside[None, :], z, float("-inf"))
-        new_peak = tl.maximum(peak, tl.max(z, 1))  # finite from the first block on: each has a column
-        total = total * tl.exp2(peak - new_peak) + tl.sum(tl.exp2(z - new_peak[:, None]), 1)
+        new_peak = tl.maximum(peak, tl.max(z, 1))  # [BLOCK_N] fp32
+        anchor = tl.where(new_peak == float("-inf"), 0.0, new_peak)  # a bias of −∞ may rule out all words so far
+        total = total * tl.exp2(peak - anchor) + tl.sum(tl.exp2(z - anchor[:, None]), 1)
         peak = new_peak
     tl.store(partial + split.to(tl.int64) * n_rows + row, (peak + tl.log2(total)) * LN2, mask=counted)
     # --8<-- [end:forward]
