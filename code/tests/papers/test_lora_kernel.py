@@ -21,6 +21,7 @@ from rundoku.gpu.report import compile_report, problems  # noqa: E402
 from rundoku.gpu.targets import TARGETS  # noqa: E402
 from rundoku.papers.lora import LoRAConfig, LoRALinear, benchmarks, kernel  # noqa: E402
 from rundoku.papers.lora.kernel import lora_linear, reference  # noqa: E402
+from rundoku.show.imports import closure  # noqa: E402
 
 DEVICE = "cpu" if INTERPRETED else "cuda"
 DTYPES = [torch.float32, torch.float16] if INTERPRETED else [torch.float32, torch.float16, torch.bfloat16]
@@ -439,6 +440,12 @@ def test_every_table_has_every_entry():
     assert all(min(config.tiles.values()) >= 16 for table in kernel.CONFIGS.values() for config in table.values())
     assert [kernel._constants(2, rank)["BLOCK_R"] for rank in (1, 16, 17, 256)] == [16, 16, 64, 64]
     assert [kernel._constants(size, 8)["PRECISION"] for size in (2, 4)] == ["tf32", "ieee"]
+
+
+def test_no_training_rests_on_the_kernel():
+    modules = closure("rundoku.papers.lora.experiments")
+    assert "rundoku.papers.lora.layers" in modules
+    assert not [name for name in modules if "kernel" in name or name.endswith(".benchmarks") or name.startswith("rundoku.gpu")]
 
 
 def test_benchmarks_compare_like_with_like(monkeypatch):

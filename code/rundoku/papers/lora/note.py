@@ -1,7 +1,11 @@
 # --8<-- [start:setup]
 from statistics import mean
 
-from rundoku.papers.lora import LoRAConfig, apply_lora, experiments
+import torch
+
+from rundoku.gpu.check import error
+from rundoku.gpu.show import compile_table
+from rundoku.papers.lora import LoRAConfig, apply_lora, experiments, kernel
 from rundoku.papers.lora import lora_state_dict, merge_adapters
 from rundoku.papers.lora.experiments import ATTENTION, EVERY_LINEAR
 from rundoku.show import claim, figure, heatmap, publish, table
@@ -56,6 +60,36 @@ table(
 )
 publish(parameters=base.parameters)
 # --8<-- [end:switching]
+
+# --8<-- [start:fused]
+moved = kernel.moved(rows=4096, inputs=4096, outputs=4096, rank=16, itemsize=2)
+table(
+    "fused",
+    columns=("Layer", "Bytes moved, MB", "Ratio"),
+    rows=[(way, count / 1e6, count / moved["merged"]) for way, count in moved.items()],
+    formats=("", ",.0f", ".2f"),
+)
+publish(fused_rank=16, fused_more=moved["fused"] / moved["merged"] - 1)
+publish(plain_times=moved["plain"] / moved["merged"])
+
+torch.manual_seed(0)
+shapes = (64, 197), (100, 197), (8, 197), (100, 8)
+x, W, A, B = (torch.randn(shape).half() for shape in shapes)
+exact = kernel.reference(x, W, A, B, scale=0.5)  # float64
+plain_torch = kernel.reference(x, W, A, B, scale=0.5, upcast=False)
+fused = kernel.lora_linear(x, W, A, B, scale=0.5)
+publish(kernel_error=error(fused, exact))
+publish(torch_error=error(plain_torch, exact))
+# --8<-- [end:fused]
+
+# --8<-- [start:compiled]
+reports = compile_table(
+    "compiled",
+    "rundoku.papers.lora.kernel",
+    cases=("y, bf16, r ≤ 16", "dx, bf16, r ≤ 16"),
+)
+publish(spilled=sum(report.spill for report in reports))
+# --8<-- [end:compiled]
 
 # --8<-- [start:rank-sweep]
 RANKS = {"poems": (1, 2, 4, 8, 64), "code": (1, 8, 64)}
