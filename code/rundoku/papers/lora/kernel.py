@@ -15,10 +15,10 @@ Cost, s bytes an element: 2·R·I·O + 2·R·r·(I + O) FLOP forward. Plain torc
 and reads both and writes the sum: 7·R·O elements. Here the sum starts from s·u·Bᵀ and y is written once, at least
     (2·R·I + I·O + r·(I + O) + 2·R·r + R·O)·s bytes,  against  (R·I + I·O + R·O)·s  of a merged weight.
 The second R·I is for u, which has a kernel of its own. One pass over x would do if each program, with its BN columns of y, made u for
-itself: 2·R·I·r·(⌈O/BN⌉ − 1) FLOP more, or r/BN of all the work (an eighth for r = 16 and BN = 128, half for r = 64), and as large a share
-of reads more, of A. Making u once costs R·I·s bytes whatever r is: s·F/(2·O·M) of the product's least time on a card of F FLOP/s and M
-bytes/s, 5 % on an H200 for O = 4,096 in bfloat16; and backward needs u for dB. So u is made once. The product is bound by the matrix units
-from some hundred rows on, the thin ones by memory.
+itself: 2·R·I·r·(⌈O/BN⌉ − 1) FLOP more, or r/BN of all the work (for r = 16 and BN = 256 a sixteenth, for r = 64 a quarter), and as large
+a share of reads more, of A. Making u once costs R·I·s bytes whatever r is: s·F/(2·O·M) of the product's least time on a card of F FLOP/s
+and M bytes/s, 5 % on an H200 for O = 4,096 in bfloat16; and backward needs u for dB. So u is made once. The product is bound by the matrix
+units from some hundred rows on, the thin ones by memory.
 
 Backward: dx is the forward kernel with W read along its other axis, at the same cost. dA and dB read x and dy once more, in sums over rows
 that are split over programs and added up in a fixed order: the same call gives the same bits. For a handful of rows, as in decoding,
@@ -57,38 +57,25 @@ def _table(**entries: tuple[int, ...]) -> dict[Use, Config]:
     return table
 
 
-# From compile reports: tiles that spill nothing and fit. Sizes and strides that 16 does not divide take "linear_odd": their loads are
-# narrow, and the addresses of a large tile would take all registers. "other" is for GPUs that were not compiled for, within 64 KiB.
+# From compile reports: tiles that spill nothing and fit. Sizes, strides and addresses that 16 does not divide take the entries "odd": their
+# loads are narrow, and pointers of a large tile would take all registers. "other" is for GPUs that were not compiled for, within 64 KiB.
+_EVERYWHERE = _table(
+    linear_odd_2=(64, 64, 32, 8, 2), narrow_odd_2=(64, 32, 8, 2), sums_odd_2=(32, 64, 8, 2),
+    linear_4=(64, 64, 32, 8, 2), narrow_4=(64, 32, 4, 2), sums_4=(32, 64, 4, 2),
+    linear_odd_4=(64, 32, 16, 8, 2), narrow_odd_4=(64, 16, 4, 2), sums_odd_4=(16, 64, 4, 2),
+)  # fmt: skip
 CONFIGS: dict[str, dict[Use, Config]] = {
-    "sm_80": _table(
-        linear_2=(128, 128, 64, 8, 3), linear_odd_2=(64, 64, 32, 8, 2), narrow_2=(64, 128, 4, 3), sums_2=(64, 128, 4, 3),
-        linear_4=(64, 64, 32, 8, 2), linear_odd_4=(64, 32, 16, 8, 2), narrow_4=(64, 32, 4, 2), sums_4=(32, 64, 4, 2),
-    ),
-    "sm_90": _table(
-        linear_2=(128, 256, 64, 8, 3), linear_odd_2=(64, 64, 32, 8, 2), narrow_2=(64, 128, 4, 4), sums_2=(64, 128, 4, 3),
-        linear_4=(64, 64, 32, 8, 2), linear_odd_4=(64, 32, 16, 8, 2), narrow_4=(64, 32, 4, 2), sums_4=(32, 64, 4, 2),
-    ),
-    "sm_100": _table(
-        linear_2=(128, 256, 64, 8, 3), linear_odd_2=(64, 64, 32, 8, 2), narrow_2=(64, 128, 4, 4), sums_2=(64, 128, 4, 3),
-        linear_4=(64, 64, 32, 8, 2), linear_odd_4=(64, 32, 16, 8, 2), narrow_4=(64, 32, 4, 2), sums_4=(32, 64, 4, 2),
-    ),
-    "gfx942": _table(
-        linear_2=(128, 128, 64, 4, 2), linear_odd_2=(64, 64, 32, 8, 2), narrow_2=(64, 128, 4, 2), sums_2=(64, 128, 4, 2),
-        linear_4=(64, 64, 32, 8, 2), linear_odd_4=(64, 32, 16, 8, 2), narrow_4=(64, 32, 4, 2), sums_4=(32, 64, 4, 2),
-    ),
-    "other": _table(
-        linear_2=(64, 64, 32, 4, 2), linear_odd_2=(64, 64, 32, 8, 2), narrow_2=(64, 64, 4, 2), sums_2=(32, 64, 4, 2),
-        linear_4=(64, 64, 16, 8, 2), linear_odd_4=(64, 32, 16, 8, 2), narrow_4=(64, 32, 4, 2), sums_4=(32, 64, 4, 2),
-    ),
-    "interpreter": {
-        (kernel, size): Config(dict.fromkeys(_TILES[kernel.partition("_")[0]], 64), 4, 1)
-        for kernel in ("linear", "linear_odd", "narrow", "sums") for size in (2, 4)
-    },
-}  # fmt: skip
+    "sm_80": _EVERYWHERE | _table(linear_2=(128, 128, 64, 8, 3), narrow_2=(64, 128, 4, 3), sums_2=(64, 128, 4, 3)),
+    "sm_90": _EVERYWHERE | _table(linear_2=(128, 256, 64, 8, 3), narrow_2=(64, 128, 4, 4), sums_2=(64, 128, 4, 3)),
+    "sm_100": _EVERYWHERE | _table(linear_2=(128, 256, 64, 8, 3), narrow_2=(64, 128, 4, 4), sums_2=(64, 128, 4, 3)),
+    "gfx942": _EVERYWHERE | _table(linear_2=(128, 128, 64, 4, 2), narrow_2=(64, 128, 4, 2), sums_2=(64, 128, 4, 2)),
+    "other": _EVERYWHERE | _table(linear_2=(64, 64, 32, 4, 2), narrow_2=(64, 64, 4, 2), sums_2=(32, 64, 4, 2)),
+}
+CONFIGS["interpreter"] = {use: Config(dict.fromkeys(config.tiles, 64), num_stages=1) for use, config in CONFIGS["other"].items()}
 
 
 def config_for(target: str, kernel: str, itemsize: int) -> Config:
-    """Return the published configuration of "linear", "linear_odd", "narrow" or "sums" for so many bytes an element."""
+    """Return the published configuration of "linear", "narrow" or "sums", or of one's "…_odd", for so many bytes an element."""
     return CONFIGS[target][kernel, itemsize]
 
 
@@ -138,20 +125,20 @@ def _launch_linear(
 ) -> None:
     """Fill y [..., O] from x [R, I], weight [O, I], thin [R, r] and factor [r, O]."""
     (n_rows, n_inputs), n_outputs = x.shape, weight.shape[0]
-    odd = any(n % 16 for n in (n_inputs, n_outputs, x.stride(0), x.data_ptr(), weight.data_ptr(), max(weight.stride())))
-    config = config_for(target_of(x), "linear_odd" if odd else "linear", x.itemsize)
+    numbers = (n_inputs, n_outputs, x.stride(0), x.data_ptr(), weight.data_ptr(), max(weight.stride()), factor.data_ptr())
+    config, constants = _choose("linear", x, rank, *numbers)
     grid = (triton.cdiv(n_rows, config.tiles["BLOCK_M"]) * triton.cdiv(n_outputs, config.tiles["BLOCK_N"]),)
     with _on_device_of(x):
         linear_kernel[grid](
             x, weight, thin, factor, bias, y, n_rows, n_inputs, n_outputs, rank, thin.stride(0), scale, x.stride(0), *weight.stride(),
-            GROUP=GROUP, **_constants(x.itemsize, rank), **config.launch(),
+            GROUP=GROUP, **constants, **config.launch(),
         )  # fmt: skip
 
 
 def _launch_narrow(x: Tensor, factor: Tensor, thin: Tensor) -> None:
     """Fill thin [R, r] from x [R, I] and factor [r, I]."""
     (n_rows, n_inputs), rank = x.shape, factor.shape[0]
-    config, constants = config_for(target_of(x), "narrow", x.itemsize), _constants(x.itemsize, rank)
+    config, constants = _choose("narrow", x, rank, n_inputs, x.stride(0), x.data_ptr(), factor.data_ptr())
     grid = (triton.cdiv(n_rows, config.tiles["BLOCK_M"]) * triton.cdiv(rank, constants["BLOCK_R"]),)
     with _on_device_of(x):
         narrow_kernel[grid](x, factor, thin, n_rows, n_inputs, rank, thin.stride(0), x.stride(0), **constants, **config.launch())
@@ -160,7 +147,7 @@ def _launch_narrow(x: Tensor, factor: Tensor, thin: Tensor) -> None:
 def _sum_over_rows(wide: Tensor, thin: Tensor, rank: int, scale: float) -> Tensor:
     """Return scale·wideᵀ·thin [C, r] in float32 of wide [R, C] and thin [R, r]."""
     n_rows, n_columns = wide.shape
-    config, constants = config_for(target_of(wide), "sums", wide.itemsize), _constants(wide.itemsize, rank)
+    config, constants = _choose("sums", wide, rank, n_columns, wide.stride(0), wide.data_ptr())
     tiles = triton.cdiv(n_columns, config.tiles["BLOCK_N"]) * triton.cdiv(rank, constants["BLOCK_R"])
     parts = min(triton.cdiv(PROGRAMS, tiles), triton.cdiv(n_rows, config.tiles["BLOCK_M"]))
     partial = wide.new_empty(parts, n_columns, rank, dtype=torch.float32)
@@ -171,10 +158,16 @@ def _sum_over_rows(wide: Tensor, thin: Tensor, rank: int, scale: float) -> Tenso
     return partial.sum(0)
 
 
-def _constants(itemsize: int, rank: int) -> dict[str, Any]:
-    """Return how much of the rank a product takes at once (a matrix instruction wants 16), and how it multiplies."""
+def _choose(kernel: str, x: Tensor, rank: int, *numbers: int) -> tuple[Config, dict[str, Any]]:
+    """Return a kernel's configuration and its other constants; the numbers are sizes, strides and addresses that wide loads rest on."""
+    odd = any(number % 16 for number in numbers)
+    return config_for(target_of(x), kernel + "_odd" * odd, x.itemsize), _constants(x.itemsize, rank, odd)
+
+
+def _constants(itemsize: int, rank: int, odd: bool) -> dict[str, Any]:
+    """Return how much of the rank a product takes at once (a matrix instruction wants 16 or more), and how it multiplies."""
     # Half precision is exact in either; float32 would lose 13 bits to TF32.
-    return {"BLOCK_R": 16 if rank <= 16 or itemsize == 4 else 64, "PRECISION": "ieee" if itemsize == 4 else "tf32"}
+    return {"BLOCK_R": 16 if itemsize == 4 or (rank <= 16 and not odd) else 64, "PRECISION": "ieee" if itemsize == 4 else "tf32"}
 
 
 def _on_device_of(tensor: Tensor) -> AbstractContextManager[Any]:
@@ -270,17 +263,17 @@ def compile_cases(target: str) -> list[Case]:
         ("y", linear_kernel, {"weight_in": 1, "GROUP": GROUP}),
         ("dx", linear_kernel, {"weight_out": 1, "GROUP": GROUP, "bias": None}),
     )
-    kernels = {"linear": linear, "linear_odd": linear, "narrow": (("u or t", narrow_kernel, {}),), "sums": (("dA or dB", sums_kernel, {}),)}
+    kernels = {"linear": linear, "narrow": (("u or t", narrow_kernel, {}),), "sums": (("dA or dB", sums_kernel, {}),)}
     cases = []
     for (use, size), config in CONFIGS[target].items():
-        dtype, odd = {2: "bf16", 4: "fp32"}[size], use == "linear_odd"
+        kernel, odd, dtype = use.partition("_")[0], use.endswith("odd"), {2: "bf16", 4: "fp32"}[size]
         kinds = dict.fromkeys(("x", "weight", "thin", "factor", "bias", "y", "wide"), f"*{dtype}") | {"partial": "*fp32", "scale": "fp32"}
-        for rank in (64,) if odd else (16, 64) if size == 2 else (16,):
+        for rank in (16, 64) if size == 2 and not odd else (16,):
             details = ", odd sizes" if odd else ", r ≤ 16" if size == 2 and rank == 16 else ""
-            for name, function, own in kernels[use]:
-                constants = _constants(size, rank) | own
+            for name, function, own in kernels[kernel]:
+                constants = _constants(size, rank, odd) | own
                 names = [arg for arg in function.arg_names if arg not in constants and arg not in config.tiles]
-                types, cost = {arg: kinds.get(arg, "i32") for arg in names}, None if odd else _cost(use, size, rank)
+                types, cost = {arg: kinds.get(arg, "i32") for arg in names}, None if odd else _cost(kernel, size, rank)
                 cases.append(Case(f"{name}, {dtype}{details}", function, types, config, constants, not odd, cost))
     return cases
 
