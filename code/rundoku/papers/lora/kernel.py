@@ -65,7 +65,7 @@ _EVERYWHERE = _table(
     linear_odd_4=(64, 32, 16, 8, 2), narrow_odd_4=(64, 16, 4, 2), sums_odd_4=(16, 64, 4, 2),
 )  # fmt: skip
 CONFIGS: dict[str, dict[Use, Config]] = {
-    "sm_80": _EVERYWHERE | _table(linear_2=(128, 128, 64, 8, 3), narrow_2=(64, 128, 4, 3), sums_2=(64, 128, 4, 3)),
+    "sm_80": _EVERYWHERE | _table(linear_2=(128, 128, 64, 8, 3), narrow_2=(64, 64, 4, 4), sums_2=(64, 128, 4, 3)),
     "sm_90": _EVERYWHERE | _table(linear_2=(128, 256, 64, 8, 3), narrow_2=(64, 128, 4, 4), sums_2=(64, 128, 4, 3)),
     "sm_100": _EVERYWHERE | _table(linear_2=(128, 256, 64, 8, 3), narrow_2=(64, 128, 4, 4), sums_2=(64, 128, 4, 3)),
     "gfx942": _EVERYWHERE | _table(linear_2=(128, 128, 64, 4, 2), narrow_2=(64, 128, 4, 2), sums_2=(64, 128, 4, 2)),
