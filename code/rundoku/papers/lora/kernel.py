@@ -253,15 +253,15 @@ def moved(rows: int, inputs: int, outputs: int, rank: int, itemsize: int) -> dic
     merged = rows * inputs + inputs * outputs + rows * outputs
     adapter = rows * inputs + rank * (inputs + outputs) + 2 * rows * rank
     plain = merged + adapter + 6 * rows * outputs
-    return {name: itemsize * one for name, one in (("merged", merged), ("fused", merged + adapter), ("plain", plain))}
+    return {name: itemsize * one for name, one in (("merged", merged), ("fused kernel", merged + adapter), ("plain torch", plain))}
 
 
 def compile_cases(target: str) -> list[Case]:
     """Return every kernel at every entry of the target's table, forward and backward; half precision at both tiles of the rank."""
     # Forward, the weight's elements lie side by side along what is summed; backward the same tensor is read along its other axis.
     linear = (
-        ("y", linear_kernel, {"weight_in": 1, "GROUP": GROUP}),
-        ("dx", linear_kernel, {"weight_out": 1, "GROUP": GROUP, "bias": None}),
+        ("forward", linear_kernel, {"weight_in": 1, "GROUP": GROUP}),
+        ("backward", linear_kernel, {"weight_out": 1, "GROUP": GROUP, "bias": None}),
     )
     kernels = {"linear": linear, "narrow": (("u or t", narrow_kernel, {}),), "sums": (("dA or dB", sums_kernel, {}),)}
     cases = []
@@ -269,7 +269,7 @@ def compile_cases(target: str) -> list[Case]:
         kernel, odd, dtype = use.partition("_")[0], use.endswith("odd"), {2: "bf16", 4: "fp32"}[size]
         kinds = dict.fromkeys(("x", "weight", "thin", "factor", "bias", "y", "wide"), f"*{dtype}") | {"partial": "*fp32", "scale": "fp32"}
         for rank in (16, 64) if size == 2 and not odd else (16,):
-            details = ", odd sizes" if odd else ", r ≤ 16" if size == 2 and rank == 16 else ""
+            details = ", unaligned" if odd else ", r ≤ 16" if size == 2 and rank == 16 else ""
             for name, function, own in kernels[kernel]:
                 constants = _constants(size, rank, odd) | own
                 names = [arg for arg in function.arg_names if arg not in constants and arg not in config.tiles]

@@ -62,31 +62,32 @@ publish(parameters=base.parameters)
 # --8<-- [end:switching]
 
 # --8<-- [start:fused]
-moved = kernel.moved(rows=4096, inputs=4096, outputs=4096, rank=16, itemsize=2)
+size = {"rows": 4096, "inputs": 4096, "outputs": 4096, "rank": 16}
+moved = kernel.moved(**size, itemsize=2)  # bytes, by formula
+times = {way: count / moved["merged"] for way, count in moved.items()}
 table(
     "fused",
     columns=("Layer", "Bytes moved, MB", "Ratio"),
-    rows=[(way, count / 1e6, count / moved["merged"]) for way, count in moved.items()],
+    rows=[(way, moved[way] / 1e6, times[way]) for way in moved],
     formats=("", ",.0f", ".2f"),
 )
-publish(fused_rank=16, fused_more=moved["fused"] / moved["merged"] - 1)
-publish(plain_times=moved["plain"] / moved["merged"])
+publish(fused_rows=size["rows"], fused_rank=size["rank"])
+publish(plain_times=times["plain torch"], fused_more=times["fused kernel"] - 1)
 
 torch.manual_seed(0)
-shapes = (64, 197), (100, 197), (8, 197), (100, 8)
-x, W, A, B = (torch.randn(shape).half() for shape in shapes)
-exact = kernel.reference(x, W, A, B, scale=0.5)  # float64
-plain_torch = kernel.reference(x, W, A, B, scale=0.5, upcast=False)
-fused = kernel.lora_linear(x, W, A, B, scale=0.5)
-publish(kernel_error=error(fused, exact))
-publish(torch_error=error(plain_torch, exact))
+shapes = (64, 197), (100, 197), (8, 197), (100, 8)  # of x, W, A and B
+given = [(torch.randn(shape) / shape[1] ** 0.5).half() for shape in shapes]
+exact = kernel.reference(*given, scale=0.5)  # float64
+by_torch = kernel.reference(*given, scale=0.5, upcast=False)
+fused = kernel.lora_linear(*given, scale=0.5)
+publish(kernel_error=error(fused, exact), torch_error=error(by_torch, exact))
 # --8<-- [end:fused]
 
 # --8<-- [start:compiled]
 reports = compile_table(
     "compiled",
     "rundoku.papers.lora.kernel",
-    cases=("y, bf16, r ≤ 16", "dx, bf16, r ≤ 16"),
+    cases=("forward, bf16, r ≤ 16", "backward, bf16, r ≤ 16"),
 )
 publish(spilled=sum(report.spill for report in reports))
 # --8<-- [end:compiled]
