@@ -3,6 +3,9 @@
 import pytest
 import torch
 
+from rundoku.gpu.bench import OURS, PLAIN
+from rundoku.gpu.check import twice_rule
+from rundoku.papers.cut_cross_entropy import benchmarks
 from rundoku.papers.cut_cross_entropy.experiments import EPS, Peak, held, kept, words
 
 
@@ -48,3 +51,20 @@ def test_words_are_numbered_from_the_commonest():
     counts = torch.bincount(torch.cat([train, held_out]), minlength=100)
     assert (counts.diff() <= 0).all()
     assert counts[-1] > 0
+
+
+@pytest.mark.parametrize("case", benchmarks.CASES)
+def test_benchmarks_compare_like_with_like(case):
+    pytest.importorskip("triton")
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    calls, exact = benchmarks._calls(case, {"N": 40, "C": 16, "V": 70}, "float32", device)
+    found, plain = calls[OURS](), calls[PLAIN]()
+    assert len(found) == len(plain) == len(exact) == (1 if case == "forward" else 2)
+    assert all(twice_rule(*outputs) is None for outputs in zip(found, plain, exact))
+
+
+def test_benchmarks_count_by_formula():
+    forward, backward = benchmarks.benchmarks()[:2]
+    n, c, v = forward.sizes.values()
+    assert (forward.flops, backward.flops) == (2 * n * c * v, 8 * n * c * v)
+    assert (forward.bytes, backward.bytes) == (2 * c * (n + v), 6 * c * (n + v))

@@ -47,8 +47,8 @@ hidden, weight, bias = (torch.randn(*shape, requires_grad=True) for shape in ((9
 targets = torch.tensor([3, -100, 19, 0, 7, 7, 1, -100, 5])
 loss, lse = room.linear_cross_entropy(hidden, weight, targets, bias, softcap=5.0, filter_eps=1e-3, return_lse=True, block_vocab=8)
 (loss + lse.sum()).backward()
-order = room.vocabulary_order(hidden.detach(), weight.detach(), bias.detach())
-result = {"loss": loss, "lse": lse, "grads": [hidden.grad, weight.grad, bias.grad], "order": order, "eps": room.threshold("auto", torch.half)}
+order, eps = room.vocabulary_order(hidden.detach(), weight.detach(), bias.detach()), room.threshold("auto", torch.half)
+result = {"loss": loss, "lse": lse, "grads": [hidden.grad, weight.grad, bias.grad], "order": order, "eps": eps}
 """,
     "cut-cross-entropy.kernel": """
 hidden, weight, bias = (torch.randn(*shape, requires_grad=True) for shape in ((2, 9, 6), (40, 6), (40,)))

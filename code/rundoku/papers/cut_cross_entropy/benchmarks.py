@@ -22,23 +22,23 @@ def benchmarks() -> list[Bench]:
 
 
 def _bench(case: str, n: int, c: int, v: int) -> Bench:
-    config = {}
+    config, size = {}, {"N": n, "C": c, "V": v}
     if torch.cuda.is_available():
         from rundoku.papers.cut_cross_entropy import kernel  # needs triton
 
         used = "logsumexp" if case == "forward" else "hidden"
         config = kernel.config_for(torch.empty(0, c, device="cuda", dtype=torch.bfloat16), used).launch()
     moved = 2.0 * c * (n + v) * (1 if case == "forward" else 3)  # both read once a pass, and in backward both gradients written
-    return Bench(case, {"N": n, "C": c, "V": v}, "bfloat16", float(CASES[case] * n * v * c), moved, partial(_calls, case, n, c, v), config)
+    return Bench(case, size, "bfloat16", float(CASES[case] * n * v * c), moved, partial(_calls, case, size, "bfloat16"), config)
 
 
-def _calls(case: str, n: int, c: int, v: int, device: str) -> tuple[dict[str, Call], Sequence[torch.Tensor]]:
+def _calls(case: str, size: dict[str, int], dtype: str, device: str) -> tuple[dict[str, Call], Sequence[torch.Tensor]]:
     from rundoku.papers.cut_cross_entropy import kernel  # needs triton
 
     torch.manual_seed(0)
-    kind = {"device": device, "dtype": torch.bfloat16}
-    hidden, weight = torch.randn(n, c, **kind), torch.randn(v, c, **kind) * (4 / c**0.5)
-    targets = torch.randint(v, (n,), device=device)
+    hidden, weight = (torch.randn(size[axis], size["C"], device=device, dtype=getattr(torch, dtype)) for axis in "NV")
+    weight *= 4 / size["C"] ** 0.5  # logits of deviation 4
+    targets = torch.randint(size["V"], (size["N"],), device=device)
     peer = liger("liger_fused_linear_cross_entropy")
 
     def plain(hidden, weight):

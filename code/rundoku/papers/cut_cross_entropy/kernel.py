@@ -200,9 +200,11 @@ def _backward(
     ignore_index: int, softcap: float, eps_hidden: float, eps_weight: float, for_hidden: bool, for_weight: bool, for_bias: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
     wanted = ((for_hidden, hidden), (for_weight, weight), (for_bias and bias is not None, weight if bias is None else bias))
-    grads = [torch.zeros_like(one, memory_format=torch.contiguous_format) if asked else one.new_zeros(0) for asked, one in wanted]
+    grad_hidden, grad_weight, grad_bias = (
+        torch.zeros_like(one, memory_format=torch.contiguous_format) if asked else one.new_zeros(0) for asked, one in wanted
+    )
     if not len(hidden):
-        return tuple(grads)
+        return grad_hidden, grad_weight, grad_bias
     hidden, weight, bias = _readable(hidden), _readable(weight), None if bias is None else bias.contiguous()
     targets = targets.contiguous()
     tokens, n_tokens = _counted(targets, ignore_index)
@@ -218,10 +220,10 @@ def _backward(
     shared = (lse, by_loss, by_both)
     with _on_device_of(hidden):
         if for_hidden:
-            _hidden_pass(made, order if eps_hidden else None, shared, scale, softcap, eps_hidden, grads[0])
+            _hidden_pass(made, order if eps_hidden else None, shared, scale, softcap, eps_hidden, grad_hidden)
         if for_weight or for_bias:
-            _weight_pass(made, order if eps_weight else None, shared, scale, softcap, eps_weight, grads[1], grads[2])
-    return tuple(grads)
+            _weight_pass(made, order if eps_weight else None, shared, scale, softcap, eps_weight, grad_weight, grad_bias)
+    return grad_hidden, grad_weight, grad_bias
 
 
 @_backward.register_fake
