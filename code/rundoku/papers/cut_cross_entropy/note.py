@@ -87,14 +87,14 @@ publish(loss_apart=apart.apart, rows_lost=apart.rows, norm_lost=apart.lost)
 
 # --8<-- [start:scratch]
 NAMES = {"none": "exact", "both": "both filtered", "hidden": "hidden states filtered"}
-runs = {way: experiments.from_scratch(filtering=way, steps=120, seed=0) for way in NAMES}
+runs = {way: experiments.from_scratch(filtering=way, steps=90, seed=0) for way in NAMES}
 with figure("scratch") as axes:
     for (way, label), style in zip(NAMES.items(), ("-", "--", ":"), strict=True):
         axes.plot(runs[way].steps, runs[way].loss, style, label=label)
     axes.set(xlabel="Training step", ylabel="Validation loss")
     axes.legend()
 late = {way: run.loss[2] - runs["none"].loss[2] for way, run in runs.items()}  # at step 60
-publish(scratch_words=8192, late=late["both"], late_hidden=late["hidden"])
+publish(scratch_words=8192, late_step=60, late=late["both"], late_hidden=late["hidden"])
 # --8<-- [end:scratch]
 
 # --8<-- [start:means]
