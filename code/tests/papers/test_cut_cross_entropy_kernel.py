@@ -368,4 +368,5 @@ def test_what_is_published_compiles_for_every_target_without_spill_or_overflow()
     assert problems(reports) == []
     assert {report.target for report in reports} == set(TARGETS)
     assert all(report.tensor_core for report in reports if report.case.endswith("bf16") and "logit" not in report.case)
+    assert {report.case for report in reports} >= {"backward, hidden, bf16", "backward, hidden, unfiltered, bf16", "backward, weight, fp32"}
     assert problems([replace(reports[0], spill=4)])

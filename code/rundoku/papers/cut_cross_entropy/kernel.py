@@ -50,11 +50,11 @@ def _table(**entries: tuple[int, int, int, int, int]) -> dict[Use, Config]:
 CONFIGS: dict[str, dict[Use, Config]] = {
     "sm_80": _table(
         logsumexp_2=(128, 128, 32, 8, 3), hidden_2=(128, 128, 32, 8, 3), weight_2=(128, 64, 32, 8, 3),
-        logsumexp_4=(64, 64, 16, 8, 2), hidden_4=(32, 64, 32, 8, 2), weight_4=(64, 32, 32, 8, 2),
+        logsumexp_4=(64, 64, 16, 8, 2), hidden_4=(32, 64, 32, 8, 2), weight_4=(64, 32, 16, 8, 2),
     ),
     "sm_90": _table(
         logsumexp_2=(128, 128, 64, 8, 3), hidden_2=(128, 128, 32, 8, 3), weight_2=(128, 64, 64, 8, 3),
-        logsumexp_4=(64, 64, 16, 8, 2), hidden_4=(32, 64, 32, 8, 2), weight_4=(64, 32, 32, 8, 2),
+        logsumexp_4=(64, 64, 16, 8, 2), hidden_4=(32, 64, 32, 8, 2), weight_4=(64, 32, 16, 8, 2),
     ),
     "sm_100": _table(
         logsumexp_2=(128, 128, 64, 8, 3), hidden_2=(64, 128, 64, 8, 3), weight_2=(64, 64, 64, 8, 3),
@@ -294,7 +294,7 @@ _forward.register_autograd(_differentiate, setup_context=_save)
 
 
 def compile_cases(target: str) -> list[Case]:
-    """Return every entry of CONFIGS[target] with bias, soft cap and filter, and the dot of every target."""
+    """Return every entry of CONFIGS[target] with bias, soft cap and filter, in bf16 also without the latter two, and the dot of every target."""
     kernels = {
         "logsumexp": (logsumexp_kernel, "forward"),
         "hidden": (hidden_kernel, "backward, hidden"),
@@ -305,7 +305,11 @@ def compile_cases(target: str) -> list[Case]:
         function, title = kernels[use]
         dtype, precision = {2: ("bf16", "tf32"), 4: ("fp32", "ieee")}[size]
         flags = {"SOFTCAP": True, "FILTER": True, "PRECISION": precision}
-        cases.append(_case(f"{title}, {dtype}", function, config, dtype, flags, _cost(use, size, config.tiles)))
+        cost = _cost(use, size, config.tiles)
+        cases.append(_case(f"{title}, {dtype}", function, config, dtype, flags, cost))
+        if size == 2 and use != "logsumexp":
+            bare = {"SOFTCAP": False, "FILTER": False, "order": None, "PRECISION": precision}
+            cases.append(_case(f"{title}, unfiltered, {dtype}", function, config, dtype, bare, cost))
     return [*cases, _case("target's logit, bf16", dot_kernel, DOT_CONFIG, "bf16", {"SOFTCAP": True}, _cost("dot", 2, {}))]
 
 
