@@ -294,7 +294,7 @@ _forward.register_autograd(_differentiate, setup_context=_save)
 
 
 def compile_cases(target: str) -> list[Case]:
-    """Return every entry of CONFIGS[target] with bias, soft cap and filter, in bf16 also without the latter two, and the dot of every target."""
+    """Return every entry of CONFIGS[target] with every option, in bf16 also unfiltered, and the dot that all targets share."""
     kernels = {
         "logsumexp": (logsumexp_kernel, "forward"),
         "hidden": (hidden_kernel, "backward, hidden"),
