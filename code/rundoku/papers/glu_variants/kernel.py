@@ -14,9 +14,10 @@ Layout: gate, up, dh: [R, F], rows may be strided, elements of a row lie side by
 as they are; h, dg, du: [R, F], contiguous. Where all are contiguous they are one long row. All arithmetic is in float32: the activation
 is never rounded to the dtype of the input.
 
-Cost: SwiGLU takes 5 FLOP an element forward (negation, exp, sum, quotient, products counted as one each) and 9 backward, and 3·R·F·s and
-5·R·F·s bytes to and from memory, s bytes an element. In bfloat16 that is below 1 FLOP a byte: memory bounds it. In plain torch act(g) is a
-tensor of its own, written and read again: 5·R·F·s and 9·R·F·s bytes, and kept for backward, which here computes it again from g.
+Cost: SwiGLU takes 6 FLOP an element forward (negation, exp, sum, quotient, two products) and 12 backward, GEGLU 6 and 14 (erf and exp as
+one each), and both 3·R·F·s and 5·R·F·s bytes to and from memory, s bytes an element. In bfloat16 that is about 1 FLOP a byte: memory
+bounds it. In plain torch act(g) is a tensor of its own, written and read again: 5·R·F·s and 9·R·F·s bytes, and kept for backward, which
+here computes it again from g.
 """
 
 import torch
