@@ -22,7 +22,7 @@ here computes it again from g.
 
 import torch
 
-from rundoku.gpu.launch import Case, Config, Cost, expect, expect_tensor, target_of, tl, triton
+from rundoku.gpu.launch import Case, Choice, Config, Cost, expect, expect_tensor, grid, target_of, tl, triton
 from rundoku.papers.glu_variants import gating
 
 __all__ = ["gated", "reference"]  # what a copy brings
@@ -208,3 +208,8 @@ def _cases(config: Config) -> list[Case]:
                 cost = Cost(flops * rows * width, tensors * rows * width * size, "float32", f"R = {rows:,}, F = {width:,}")
                 cases.append(Case(f"{activation} {direction}, {dtype}", kernel, types, config, {"ACTIVATION": activation}, cost=cost))
     return cases
+
+
+def candidates(target: str) -> list[Choice]:
+    """Return what could stand in the target's table: other numbers of elements and of warps."""
+    return [Choice("every F", config, grid({"BLOCK": (256, 512, 1024, 2048, 4096)}, (1, 2, 4, 8)), _cases) for config in CONFIGS[target]]

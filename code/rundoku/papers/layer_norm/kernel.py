@@ -14,9 +14,11 @@ that stand gain, bias, μ and ρ, and 8·C bytes for each program of backward, w
 3 FLOP a byte, where an H200 can do 14 in float32 alone: memory bounds it, so a row is read once, stays in registers, and is written once.
 """
 
+from collections.abc import Callable
+
 import torch
 
-from rundoku.gpu.launch import Case, Config, Cost, expect, expect_tensor, target_of, tl, triton
+from rundoku.gpu.launch import Case, Choice, Config, Cost, expect, expect_tensor, grid, target_of, tl, triton
 from rundoku.papers.layer_norm import norm
 from rundoku.papers.layer_norm.kernel_backward import _backward, _sums
 
@@ -249,6 +251,25 @@ def _cases(kernel: str, dtype: str, entries: tuple[Config, ...]) -> list[Case]:
                 cost = counted(14, 4, dtype, width, columns=4 + 8 * programs(COUNTED, config))
         cases.append(Case(f"{kernel}, {dtype}", run, types, config, constants, cost=cost))
     return cases
+
+
+def candidates(target: str) -> list[Choice]:
+    """Return what could stand in the target's tables: other numbers of rows in a tile, and of warps."""
+    cases = [("forward", "bf16"), ("forward", "fp32"), ("backward", "bf16"), ("backward", "fp32")]
+    found = choices(target, lambda config: [case for each in cases for case in _cases(*each, (config,))])
+    others = grid({"ROWS": (8, 16, 32, 64), "COLUMNS": (64, 128, 256)}, (2, 4, 8), (1, 2))
+    return [*found, Choice("SUMS_CONFIG", SUMS_CONFIG, others, lambda config: _cases("sums", "bf16", (config,)))]
+
+
+def choices(target: str, cases: Callable[[Config], list[Case]]) -> list[Choice]:
+    """Return one choice for each entry of the target's table, whose width stays."""
+    widths = {config.tiles["COLUMNS"]: config for config in CONFIGS[target]}
+    rows = {width: sorted({max(1, elements // width) for elements in (1024, 2048, 4096, 8192)}) for width in widths}
+    warps = (4, 8, 16) if target == "gfx942" else (2, 4, 8, 16, 32)  # 1,024 threads at most
+    return [
+        Choice(f"C up to {width:,}", config, grid({"ROWS": rows[width], "COLUMNS": (width,)}, warps), cases)
+        for width, config in widths.items()
+    ]
 
 
 def counted(flops: int, tensors: int, dtype: str, width: int, columns: int, rows: int = 8) -> Cost:

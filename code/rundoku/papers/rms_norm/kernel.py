@@ -20,7 +20,7 @@ from typing import overload
 
 import torch
 
-from rundoku.gpu.launch import Case, Config, expect, expect_tensor, tl, triton
+from rundoku.gpu.launch import Case, Choice, Config, expect, expect_tensor, tl, triton
 from rundoku.papers.layer_norm.kernel import (
     CONFIGS,
     COUNTED,
@@ -31,6 +31,7 @@ from rundoku.papers.layer_norm.kernel import (
     _strides,
     _sums,
     _types,
+    choices,
     config_for,
     counted,
     programs,
@@ -240,3 +241,9 @@ def _cases(kernel: str, dtype: str, entries: tuple[Config, ...]) -> list[Case]:
                 cost = counted(10, 4, dtype, width, columns=4 + 4 * programs(COUNTED, config), rows=4)
         cases.append(Case(f"{kernel}, {dtype}", run, types, config, constants, cost=cost))
     return cases
+
+
+def candidates(target: str) -> list[Choice]:
+    """Return what could stand in the target's table, which is layer normalisation's too: take what is proposed for both."""
+    cases = [("forward", "bf16"), ("forward", "fp32"), ("backward", "bf16"), ("backward", "fp32")]
+    return choices(target, lambda config: [case for each in cases for case in _cases(*each, (config,))])

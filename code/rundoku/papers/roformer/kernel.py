@@ -15,7 +15,7 @@ has its own): below 1 FLOP a byte in bfloat16, so memory bounds it. A program re
 
 import torch
 
-from rundoku.gpu.launch import Case, Config, Cost, expect, expect_tensor, target_of, tl, triton
+from rundoku.gpu.launch import Case, Choice, Config, Cost, expect, expect_tensor, grid, target_of, tl, triton
 from rundoku.papers.roformer import rotary as plain
 
 __all__ = ["reference", "rotary"]  # what a copy brings
@@ -189,3 +189,18 @@ def _cost(config: Config, dtype: str) -> Cost:
     elements = sizes["B"] * (sizes["H"] + sizes["G"]) * sizes["N"] * sizes["D"]
     moved = 2 * elements * (2 if dtype == "bf16" else 4) + 4 * sizes["N"] * sizes["D"]
     return Cost(3 * elements, moved, "float32", ", ".join(f"{axis} = {size:,}" for axis, size in sizes.items()))
+
+
+def candidates(target: str) -> list[Choice]:
+    """Return what could stand in the target's table: other numbers of rows and heads of a program, and of warps."""
+
+    def cases(config: Config) -> list[Case]:
+        return [case for dtype in ("bf16", "fp32") for layout in plain.LAYOUTS for case in _cases(layout, dtype, (config,))]
+
+    found = []
+    for config in CONFIGS[target]:
+        pairs = config.tiles["PAIRS"]
+        rows = sorted({max(1, each // pairs) for each in (512, 1024, 2048, 4096)})
+        others = grid({"ROWS": rows, "PAIRS": (pairs,), "HEADS": (1, 2, 4, 8)}, (2, 4, 8))
+        found.append(Choice(f"D up to {2 * pairs}", config, others, cases))
+    return found
