@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
 
-from rundoku.gpu.report import Report, compile_report
+from rundoku.gpu.report import CompileError, Report, compile_report, problems
 from rundoku.show import experiment, table
 from rundoku.show import record as recording
 from rundoku.show.experiments import source_digest
@@ -35,11 +35,17 @@ def _compiled(*, module: str, source: str) -> dict:  # source: the kernel is com
 
 
 def compiled(module: str) -> list[Report]:
-    """Return the compile reports of a kernel module for all four targets, from the store where its code is unchanged."""
+    """Return the compile reports of a kernel module for all four targets, from the store where its code is unchanged.
+
+    Raises CompileError where a configuration must not be published: it spills, or asks for more than its target has.
+    """
     if recording.current:
         recording.current.opened.update(closure(module).values())  # the page rests on the kernel, though no snippet imports it
     found = _compiled(module=module, source=source_digest(module) or "").as_dict()
-    return [Report(**report) for report in found["reports"]]
+    reports = [Report(**report) for report in found["reports"]]
+    if wrong := problems(reports):
+        raise CompileError("\n".join([f"{module} publishes what must not be published:", *wrong]))
+    return reports
 
 
 def compile_table(name: str, module: str, *, cases: tuple[str, ...] = (), tiles: dict[str, int] | None = None) -> list[Report]:

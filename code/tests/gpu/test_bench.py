@@ -12,7 +12,7 @@ import torch
 from rundoku.gpu import bench, records, show
 from rundoku.gpu.bench import Bench, WrongKernel, measure
 from rundoku.gpu.check import error, twice_rule
-from rundoku.gpu.report import Report
+from rundoku.gpu.report import CompileError, Report
 from rundoku.show import record as recording
 from rundoku.show.experiments import source_digest
 
@@ -125,7 +125,8 @@ def test_the_rule_allows_twice_plain_torchs_error_and_no_more():
 REPORT = Report("forward", "sm_90", {"ROWS": 2, "BLOCK": 64}, 4, 2, 40, 0, 1024, 232448, 0, "wgmma.mma_async", 8, 0.75)
 
 
-def test_the_table_on_a_page_rests_on_the_kernels_source(monkeypatch):
+def test_the_table_on_a_page_rests_on_the_kernels_source(monkeypatch, tmp_path):
+    monkeypatch.setenv("RUNDOKU_STORE", str(tmp_path))
     report = REPORT
     others = [replace(report, case="backward"), replace(report, tiles={"ROWS": 2, "BLOCK": 32})]
     monkeypatch.setattr(show, "compile_report", lambda module: [report, *others])
@@ -143,6 +144,14 @@ def test_the_table_on_a_page_rests_on_the_kernels_source(monkeypatch):
     assert item["rows"] == [["forward", "sm_90", "2 × 64", 4, 40, 0, 1024, 232448, 8, 0.75]]
     assert item["summary"] == show.summary([report, *others])
     assert any(path.name == "launch.py" for path in listening.opened)
+
+
+@pytest.mark.parametrize(("planted", "says"), [({"spill": 8}, "spills 8 bytes"), ({"shared": 232449}, "232449 bytes of shared memory")])
+def test_a_page_does_not_show_a_table_with_what_must_not_be_published(monkeypatch, tmp_path, planted, says):
+    monkeypatch.setenv("RUNDOKU_STORE", str(tmp_path))
+    monkeypatch.setattr(show, "compile_report", lambda module: [REPORT, replace(REPORT, **planted)])
+    with pytest.raises(CompileError, match=f"(?s)rundoku.gpu.launch publishes what must not be published:.*forward on sm_90.*{says}"):
+        show.compile_table("compiled", "rundoku.gpu.launch")
 
 
 def test_what_the_roofline_allows_is_a_row_a_case_with_every_card(monkeypatch):

@@ -34,7 +34,7 @@ publish(gate_share=gate_flops / cost.gated.flops)
 # --8<-- [end:cost]
 
 # --8<-- [start:traffic]
-traffic = experiments.traffic(d_model=768, d_ff=3072)
+traffic = benchmarks.traffic(d_model=768, d_ff=3072)
 table(
     "traffic",
     columns=("Feed-forward", "forward", "backward", "kept for backward"),

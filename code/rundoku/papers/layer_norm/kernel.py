@@ -186,6 +186,7 @@ def add_layer_norm(
 
     x and residual: [..., C] of one shape and dtype; the rest, and what raises ValueError, as in ``layer_norm``.
     """
+    expect(isinstance(residual, torch.Tensor), "residual", residual, "a dense torch.Tensor: without one, call layer_norm")
     _check(x, residual, weight, bias, eps)
     y, h, _, _ = _op(x, residual, weight, bias, eps)
     return y, h
