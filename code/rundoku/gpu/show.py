@@ -1,19 +1,20 @@
 """Compile reports on a page: a kernel's table in its note, and every kernel's reports for the site's page of kernels.
 
 A note's snippet says ``compile_table("compiled", "rundoku.papers.layer_norm.kernel")``; the table's columns are COLUMNS, and it brings the
-whole module's SUMMARY along, which the page of kernels compares. ``cost_table`` shows what the roofline allows where cases state a cost.
-All rest on one stored run, kept until the kernel's code changes.
+whole module's ``summary`` along, which the page of kernels compares. ``cost_table`` shows what the roofline allows where cases state a cost.
+All rest on one stored run, ``compiled(module)``, kept until the kernel's code changes.
 """
 
 from collections.abc import Sequence
-from dataclasses import asdict
 from typing import Any
 
-from rundoku.gpu.report import CompileError, Report, compile_report, problems
-from rundoku.show import experiment, table
+from rundoku.gpu.kept import compiled
+from rundoku.gpu.report import Report
 from rundoku.show import record as recording
-from rundoku.show.experiments import source_digest
-from rundoku.show.imports import SOURCE_ROOT, closure
+from rundoku.show import table
+from rundoku.show.imports import SOURCE_ROOT
+
+__all__ = ["COLUMNS", "compile_table", "compiled", "cost_table", "kernel_modules", "summary"]
 
 _FORMATS = {
     "Kernel": "", "Target": "", "Tile": "", "Warps": "", "Registers": "", "Spill (bytes)": ",", "Shared memory (bytes)": ",",
@@ -27,25 +28,6 @@ COST_COLUMNS = ("Kernel", "Size", "Arithmetic intensity", "Bound by", *CARD_NAME
 def kernel_modules() -> list[str]:
     """Return the dotted names of every room's kernel module, in alphabetical order."""
     return sorted(".".join(path.relative_to(SOURCE_ROOT).with_suffix("").parts) for path in SOURCE_ROOT.glob("rundoku/papers/*/kernel.py"))
-
-
-@experiment
-def _compiled(*, module: str, source: str) -> dict:  # source: the kernel is compiled again when its code has changed
-    return {"reports": [asdict(report) for report in compile_report(module)]}
-
-
-def compiled(module: str) -> list[Report]:
-    """Return the compile reports of a kernel module for all four targets, from the store where its code is unchanged.
-
-    Raises CompileError where a configuration must not be published: it spills, or asks for more than its target has.
-    """
-    if recording.current:
-        recording.current.opened.update(closure(module).values())  # the page rests on the kernel, though no snippet imports it
-    found = _compiled(module=module, source=source_digest(module) or "").as_dict()
-    reports = [Report(**report) for report in found["reports"]]
-    if wrong := problems(reports):
-        raise CompileError("\n".join([f"{module} publishes what must not be published:", *wrong]))
-    return reports
 
 
 def compile_table(name: str, module: str, *, cases: tuple[str, ...] = (), tiles: dict[str, int] | None = None) -> list[Report]:

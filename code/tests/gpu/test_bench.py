@@ -9,7 +9,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from rundoku.gpu import bench, records, show
+from rundoku.gpu import bench, kept, records, show
 from rundoku.gpu.bench import Bench, WrongKernel, measure
 from rundoku.gpu.check import error, twice_rule
 from rundoku.gpu.report import CompileError, Report
@@ -129,7 +129,7 @@ def test_the_table_on_a_page_rests_on_the_kernels_source(monkeypatch, tmp_path):
     monkeypatch.setenv("RUNDOKU_STORE", str(tmp_path))
     report = REPORT
     others = [replace(report, case="backward"), replace(report, tiles={"ROWS": 2, "BLOCK": 32})]
-    monkeypatch.setattr(show, "compile_report", lambda module: [report, *others])
+    monkeypatch.setattr(kept, "compile_report", lambda module: [report, *others])
     listening = recording.Recording()
     recording.listen(listening)
     try:
@@ -149,7 +149,7 @@ def test_the_table_on_a_page_rests_on_the_kernels_source(monkeypatch, tmp_path):
 @pytest.mark.parametrize(("planted", "says"), [({"spill": 8}, "spills 8 bytes"), ({"shared": 232449}, "232449 bytes of shared memory")])
 def test_a_page_does_not_show_a_table_with_what_must_not_be_published(monkeypatch, tmp_path, planted, says):
     monkeypatch.setenv("RUNDOKU_STORE", str(tmp_path))
-    monkeypatch.setattr(show, "compile_report", lambda module: [REPORT, replace(REPORT, **planted)])
+    monkeypatch.setattr(kept, "compile_report", lambda module: [REPORT, replace(REPORT, **planted)])
     with pytest.raises(CompileError, match=f"(?s)rundoku.gpu.launch publishes what must not be published:.*forward on sm_90.*{says}"):
         show.compile_table("compiled", "rundoku.gpu.launch")
 
