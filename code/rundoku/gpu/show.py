@@ -1,7 +1,7 @@
 """Compile reports on a page: a kernel's table in its note, and every kernel's reports for the site's page of kernels.
 
 A note's snippet says ``compile_table("compiled", "rundoku.papers.layer_norm.kernel")``; the table's columns are COLUMNS, and it brings the
-whole module's ``summary`` along, which the page of kernels compares. ``cost_table`` shows what the roofline allows where cases state a cost.
+whole module's ``summary`` along, which the page of kernels compares. ``cost_table`` shows what the roofline allows where cases state costs.
 All rest on one stored run, ``compiled(module)``, kept until the kernel's code changes.
 """
 
