@@ -65,6 +65,7 @@ def cost_table(name: str, module: str, *, cases: tuple[str, ...] = (), tiles: di
     rows = []
     for (case, size, intensity), by_target in found.items():
         shares = [by_target[target].peak_share if target in by_target else None for target in CARD_NAMES]
+        size = size.replace(" = ", "\u00a0=\u00a0")  # a line breaks between sizes, not within one
         rows.append((case, size, intensity, ", ".join(_bounds(by_target.values())), *shares))
     table(name, columns=COST_COLUMNS, rows=rows, formats=("", "", ".2f", "", *[".1%"] * len(CARD_NAMES)))
     return shown

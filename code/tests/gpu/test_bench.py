@@ -171,8 +171,8 @@ def test_what_the_roofline_allows_is_a_row_a_case_with_every_card(monkeypatch):
     finally:
         recording.listen(None)
     assert listening.items[0]["rows"] == [
-        ["forward", "N = 4,096", 1.25, "memory", 0.2, None, None, 0.05],
-        ["dense", "N = 4,096", 900.0, "compute", None, 1.0, None, None],
+        ["forward", "N\u00a0=\u00a04,096", 1.25, "memory", 0.2, None, None, 0.05],
+        ["dense", "N\u00a0=\u00a04,096", 900.0, "compute", None, 1.0, None, None],
     ]
     assert show.summary(show.compiled("m")) == {
         "reports": 4, "intensity": [1.25, 900.0], "bound": ["memory", "compute"], "occupancy": 0.75, "target": "sm_80",
