@@ -54,7 +54,7 @@ def _compared(context: Context, entry: Entry, found: Mapping[str, Any]) -> str:
     ends = list(dict.fromkeys(number(end, ".1f" if end >= 1 else ".2f") for end in found["intensity"]))
     cells = [
         f'<a href="#{entry.slug}">{escape(entry.title[context.lang].split(": ")[0])}</a>',
-        "–".join(ends) or "—",
+        "\u2060–\u2060".join(ends) or "—",  # on one line
         " / ".join(context.word(f"kernels.{name}") for name in found["bound"]) or "—",
         f'{number(found["occupancy"], ".0%")} <span class="where">{escape(found["target"])}</span>',
         "<br>".join(f"<code>{escape(name)}</code>" for name in found["tensor_core"]) or "—",
