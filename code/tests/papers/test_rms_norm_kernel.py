@@ -18,6 +18,7 @@ from rundoku.gpu.check import twice_rule  # noqa: E402 after the check for trito
 from rundoku.gpu.launch import INTERPRETED  # noqa: E402
 from rundoku.gpu.report import compile_report, problems  # noqa: E402
 from rundoku.gpu.targets import TARGETS  # noqa: E402
+from rundoku.papers.layer_norm import kernel as layer_norm_kernel  # noqa: E402
 from rundoku.papers.rms_norm import kernel  # noqa: E402
 from rundoku.papers.rms_norm.kernel import reference, rms_norm  # noqa: E402
 
@@ -108,7 +109,7 @@ def test_wide_rows_whose_gradient_sum_has_a_kernel_of_its_own(rows, width, dtype
 
 
 def test_more_rows_than_programs_in_backward(monkeypatch):
-    monkeypatch.setattr(kernel, "PROGRAMS", 3)
+    monkeypatch.setattr(layer_norm_kernel, "PROGRAMS", 3)
     assert_right((200, 65), torch.float32)
     monkeypatch.setattr(kernel, "SPLIT_ABOVE", 64)
     assert_right((200, 65), torch.float32)
