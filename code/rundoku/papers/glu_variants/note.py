@@ -5,7 +5,7 @@ import torch
 from torch.nn import functional as F
 
 from rundoku.gpu.check import error
-from rundoku.gpu.show import compile_table
+from rundoku.gpu.show import compile_table, cost_table
 from rundoku.papers.glu_variants import benchmarks, experiments, glu, kernel, two_thirds
 from rundoku.show import claim, figure, publish, table
 # --8<-- [end:setup]
@@ -34,7 +34,7 @@ publish(gate_share=gate_flops / cost.gated.flops)
 # --8<-- [end:cost]
 
 # --8<-- [start:traffic]
-traffic = experiments.traffic(d_model=768, d_ff=3072)
+traffic = benchmarks.traffic(d_model=768, d_ff=3072)
 table(
     "traffic",
     columns=("Feed-forward", "forward", "backward", "kept for backward"),
@@ -60,6 +60,11 @@ publish(kernel_error=kernel_error, torch_error=torch_error)
 # --8<-- [start:compiled]
 reports = compile_table(
     "compiled",
+    "rundoku.papers.glu_variants.kernel",
+    cases=("silu forward, bf16", "silu backward, bf16"),
+)
+cost_table(
+    "roofline",
     "rundoku.papers.glu_variants.kernel",
     cases=("silu forward, bf16", "silu backward, bf16"),
 )

@@ -6,7 +6,7 @@ from torch.nn import functional as F
 
 from rundoku.gpu.check import error
 from rundoku.gpu.roofline import bound
-from rundoku.gpu.show import compile_table
+from rundoku.gpu.show import compile_table, cost_table
 from rundoku.gpu.targets import CARDS
 from rundoku.papers.layer_norm import layer_norm
 from rundoku.papers.layer_norm.benchmarks import COSTS as LAYER_NORM_COSTS
@@ -68,6 +68,12 @@ publish(torch_error=error(F.rms_norm(x + residual, (197,), weight, eps=1e-6), ex
 WIDTH = 4096
 reports = compile_table(
     "compiled",
+    "rundoku.papers.rms_norm.kernel",
+    cases=("forward, bf16", "backward, bf16"),
+    tiles={"COLUMNS": WIDTH},
+)
+cost_table(
+    "roofline",
     "rundoku.papers.rms_norm.kernel",
     cases=("forward, bf16", "backward, bf16"),
     tiles={"COLUMNS": WIDTH},
