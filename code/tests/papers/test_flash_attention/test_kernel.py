@@ -11,6 +11,7 @@ from rundoku.gpu.check import error, twice_rule
 from rundoku.gpu.launch import INTERPRETED, Config
 from rundoku.papers.flash_attention import attention_reference, flash_attention
 from rundoku.papers.flash_attention import kernel as module
+from rundoku.papers.flash_attention import kernel_operators as operators
 
 DEVICE = "cpu" if INTERPRETED else "cuda"
 # A row that sees one key has no gradient through its score, and plain torch hits that zero. dP − D is a difference of two dot products
@@ -150,7 +151,7 @@ def test_any_shape(heads, queries, keys, causal, window, slopes, seed):
 @pytest.mark.parametrize("tiles", [(16, 16), (16, 64), (64, 16), (64, 64)])
 def test_any_tile(monkeypatch, tiles):
     config = Config({"BLOCK_N": tiles[0], "BLOCK_M": tiles[1]}, num_warps=4, num_stages=1)
-    monkeypatch.setattr(module, "config_for", lambda *use: config)
+    monkeypatch.setattr(operators, "config_for", lambda *use: config)
     compare(Shape(1, 2, 1, 65, 97, 16), causal=True, window_size=(40, -1))
 
 
