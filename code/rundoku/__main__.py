@@ -22,6 +22,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return added
 
     run = command(_run, "run the snippets whose results are missing")
+    run.add_argument("notes", nargs="*", help="the notes to run; all by default")
     build = command(_build, "run what is missing, then build the site into site/")
     for runs in (run, build):
         runs.add_argument("--without", action="append", default=[], help="a data set to do without: smollm2, shakespeare, …")
@@ -73,7 +74,7 @@ def _run(given: argparse.Namespace) -> int:
     from rundoku.site.build import run, without
 
     without(given.without)
-    return 1 if run(ROOT) else 0
+    return 1 if run(ROOT, notes=given.notes) else 0
 
 
 def _build(given: argparse.Namespace) -> int:

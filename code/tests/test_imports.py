@@ -13,7 +13,7 @@ from rundoku.site.lineage import modules, rooms
 
 ROOT = Path(__file__).parents[2]
 ALLOWED = {"torch", "triton", *sys.stdlib_module_names}
-FREE = {"experiments", "note"}  # they may show, load and draw
+FREE = {"experiments", "benchmarks", "note"}  # they may show, load, draw and measure
 
 
 def offences(root):

@@ -1,12 +1,13 @@
 """Benchmarks of kernels, on a machine with a GPU: checked first, then ours and every peer timed in one run (``nox -s bench``).
 
-A room with a kernel says in its ``experiments.py`` what there is to measure:
+A room with a kernel says in its ``benchmarks.py`` (or, where it has none, ``experiments.py``) what there is to measure:
 
     def benchmarks() -> list[Bench]
 """
 
 import argparse
 import importlib
+import importlib.util
 import shutil
 import subprocess
 import sys
@@ -96,11 +97,17 @@ def _driver() -> str:
     return subprocess.run(asked, capture_output=True, text=True, check=True).stdout.splitlines()[0]
 
 
+def benchmarks_of(module: str) -> list[Bench]:
+    """Return what the room of a kernel module says there is to measure."""
+    room = module.rpartition(".")[0]
+    part = "benchmarks" if importlib.util.find_spec(f"{room}.benchmarks") else "experiments"
+    return importlib.import_module(f"{room}.{part}").benchmarks()
+
+
 def run(module: str) -> Path:
     """Measure a kernel module on this machine's GPU and write its record; raises WrongKernel, and writes nothing, where it is wrong."""
-    room = importlib.import_module(f"{module.rpartition('.')[0]}.experiments")
     name = torch.cuda.get_device_name()
-    found = [row for bench in room.benchmarks() for row in measure(bench, "cuda", name, _time)]
+    found = [row for bench in benchmarks_of(module) for row in measure(bench, "cuda", name, _time)]
     used = {**versions(), "cuda": torch.version.cuda or "", "hip": torch.version.hip or ""}
     date = datetime.now(UTC).date().isoformat()
     record = records.Record(module, source_digest(module) or "", name, _driver(), used, date, tuple(found))

@@ -59,6 +59,21 @@ class Config:
 
 
 @dataclass(frozen=True)
+class Cost:
+    """What one launch of a kernel works and moves at one stated size, by formula: what the roofline asks for."""
+
+    flops: float  # floating-point operations; a division, root or exponential counts as one
+    bytes: float  # to and from the GPU's memory, each tensor once where the kernel reads it once
+    dtype: str  # of the arithmetic, which decides the peak: "float16" or "bfloat16" on the matrix units, "float32" on the plain ones
+    size: str  # as the report's table shows it: "R = 4,096, C = 4,096, bfloat16"
+
+    def __post_init__(self) -> None:
+        expect(self.flops >= 0, "flops", self.flops, "a count, not below 0")
+        expect(self.bytes > 0, "bytes", self.bytes, "more than 0")
+        expect(self.dtype in ("float16", "bfloat16", "float32"), "dtype", self.dtype, "float16, bfloat16 or float32")
+
+
+@dataclass(frozen=True)
 class Case:
     """One kernel as the compile report compiles it: the type of every run-time argument and the value of every other constexpr."""
 
@@ -68,6 +83,7 @@ class Case:
     config: Config
     constants: dict[str, Any] = field(default_factory=dict)  # constexprs besides config.tiles
     divisible: bool = True  # False: no argument is known to be divisible by 16, the worst case for vector loads
+    cost: Cost | None = None  # at the size that the report states; None where it is not counted
 
 
 def target_of(tensor: torch.Tensor) -> str:

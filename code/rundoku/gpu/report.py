@@ -21,10 +21,11 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rundoku.gpu.targets import TARGETS, Target
+from rundoku.gpu.roofline import bound
+from rundoku.gpu.targets import CARD_OF, CARDS, TARGETS, Target
 
 if TYPE_CHECKING:
-    from rundoku.gpu.launch import Case  # needs triton, which the reports' readers do not
+    from rundoku.gpu.launch import Case, Cost  # needs triton, which the reports' readers do not
 
 TENSOR_MEMORY_COLUMNS = 512  # of a multiprocessor of sm_100
 
@@ -46,6 +47,13 @@ class Report:
     tensor_core: str  # the matrix instruction that it uses, "" for none
     tensor_core_count: int  # how often it stands in the assembly
     occupancy: float  # resident warps as a share of the most there can be
+    # What the roofline allows on CARD_OF[target], from data sheets alone; None and "" for a case without a cost.
+    size: str = ""  # that the cost was counted at
+    dtype: str = ""  # of the arithmetic, whose peak holds
+    intensity: float | None = None  # FLOP per byte
+    bound: str = ""  # "memory" or "compute"
+    least_us: float | None = None  # microseconds that the card needs at least
+    peak_share: float | None = None  # of its peak FLOP/s that this intensity allows
 
     def problem(self) -> str | None:
         """Return why this configuration must not be published, or None."""
@@ -117,7 +125,19 @@ def compile_case(case: "Case", target: Target) -> Report:
         tensor_core=used,
         tensor_core_count=counts.get(used, 0),
         occupancy=target.occupancy(registers, kernel.metadata.shared, case.config.num_warps),
+        **roof(case.cost, target.name),
     )
+
+
+def roof(cost: "Cost | None", target: str) -> dict[str, Any]:
+    """Return the fields of a Report that a cost decides."""
+    if cost is None:
+        return {}
+    least = bound(CARDS[CARD_OF[target]], flops=cost.flops, bytes=cost.bytes, dtype=cost.dtype)
+    return {
+        "size": cost.size, "dtype": cost.dtype, "intensity": least.intensity, "bound": least.by, "least_us": least.seconds * 1e6,
+        "peak_share": least.share,
+    }  # fmt: skip
 
 
 def _cuda_usage(cubin: bytes) -> tuple[int, int]:

@@ -14,6 +14,11 @@ class Bound:
     intensity: float  # FLOP per byte
     ridge: float  # the intensity at which the card turns from memory- to compute-bound
 
+    @property
+    def share(self) -> float:
+        """Return the part of the card's peak FLOP/s that can be reached at this intensity, at most 1."""
+        return min(1.0, self.intensity / self.ridge)
+
 
 def bound(card: Card, *, flops: float, bytes: float, dtype: str) -> Bound:
     """Return the least seconds that ``card`` needs for ``flops`` in ``dtype`` and ``bytes`` to and from its memory.

@@ -67,3 +67,7 @@ CARDS = {  # by the device name that the driver reports
     "NVIDIA B200": Card(2.25e15, 75e12, 8e12, "NVIDIA HGX B200 data sheet"),
     "AMD Instinct MI300X": Card(1.3074e15, 163.4e12, 5.3e12, "AMD Instinct MI300X data sheet"),
 }
+
+CARD_OF = {  # the card whose peaks stand for a target where none is at hand
+    "sm_80": "NVIDIA A100-SXM4-80GB", "sm_90": "NVIDIA H100 80GB HBM3", "sm_100": "NVIDIA B200", "gfx942": "AMD Instinct MI300X",
+}  # fmt: skip

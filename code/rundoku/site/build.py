@@ -64,11 +64,16 @@ def wanted(root: Path) -> list[list[snippets.Block]]:
     return found
 
 
-def run(root: Path = ROOT, *, languages: Sequence[str] = LANGUAGES) -> int:
+def run(root: Path = ROOT, *, languages: Sequence[str] = LANGUAGES, notes: Sequence[str] = ()) -> int:
     """Run the snippets whose results are missing, in parallel, with a progress bar; return how many blocks are at fault.
 
-    Every fault is printed with the note, language, line and section where the block stands, and its traceback.
+    ``notes`` names the notes to run, all where none is named. Every fault is printed with the note, language, line and section where the
+    block stands, and its traceback. Raises ValueError for a note that does not exist.
     """
+    written = sorted(path.parent.name for path in root.glob("notes/*/index.en.md"))
+    unknown = [note for note in notes if note not in written]
+    if unknown:
+        raise ValueError(f"notes: got {unknown[0]!r}, expected some of {', '.join(written)}")
     store, known = store_of(root), dict[str, runner.Outcome]()
 
     def kept(name: str) -> runner.Outcome | None:
@@ -77,7 +82,8 @@ def run(root: Path = ROOT, *, languages: Sequence[str] = LANGUAGES) -> int:
             known[name] = outcome  # the three languages ask for the same
         return outcome
 
-    sessions = [session for session in wanted(root) if session[0].language in languages]
+    folders = tuple(f"notes/{note}/" for note in notes) or ("",)
+    sessions = [session for session in wanted(root) if session[0].language in languages and session[0].page.startswith(folders)]
     missing = {}
     for session in sessions:
         codes = [block.code for block in session]

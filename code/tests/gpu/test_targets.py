@@ -2,8 +2,10 @@
 
 import pytest
 
+from rundoku.gpu.launch import Cost
+from rundoku.gpu.report import roof
 from rundoku.gpu.roofline import bound
-from rundoku.gpu.targets import CARDS, TARGETS
+from rundoku.gpu.targets import CARD_OF, CARDS, TARGETS
 
 
 @pytest.mark.parametrize(
@@ -38,3 +40,28 @@ def test_the_roofline_turns_at_the_ridge():
         bound(card, flops=1, bytes=1, dtype="int4")
     with pytest.raises(ValueError, match="more than 0 bytes"):
         bound(card, flops=1, bytes=0, dtype="float32")
+
+
+def test_every_target_has_a_card_whose_peaks_stand_for_it():
+    assert set(CARD_OF) == set(TARGETS)
+    assert set(CARD_OF.values()) <= set(CARDS)
+
+
+def test_a_case_with_a_cost_is_held_against_its_targets_card():
+    card = CARDS["NVIDIA A100-SXM4-80GB"]
+    scarce = roof(Cost(flops=1e9, bytes=1e9, dtype="float32", size="N = 1"), "sm_80")
+    assert scarce == {
+        "size": "N = 1", "dtype": "float32", "intensity": 1.0, "bound": "memory", "least_us": pytest.approx(1e9 / 2.039e12 * 1e6),
+        "peak_share": pytest.approx(2.039e12 / 19.5e12),
+    }  # fmt: skip
+    plenty = roof(Cost(flops=1e12, bytes=1e9, dtype="bfloat16", size="N = 1"), "sm_80")
+    assert (plenty["bound"], plenty["peak_share"], plenty["least_us"]) == ("compute", 1.0, pytest.approx(1e12 / card.half * 1e6))
+    assert roof(None, "sm_80") == {}
+
+
+@pytest.mark.parametrize(
+    ("flops", "moved", "dtype", "named"), [(-1, 1, "float32", "flops"), (1, 0, "float32", "bytes"), (1, 1, "fp32", "dtype")]
+)
+def test_a_cost_that_cannot_be_is_refused_by_name(flops, moved, dtype, named):
+    with pytest.raises(ValueError, match=f"^{named}: got"):
+        Cost(flops, moved, dtype, "")

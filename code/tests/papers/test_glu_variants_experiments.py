@@ -12,7 +12,7 @@ from rundoku.data.shakespeare import plays
 from rundoku.data.source import MissingData
 from rundoku.gpu.bench import measure
 from rundoku.papers.byte_pair_encoding import ByteLevelBPE
-from rundoku.papers.glu_variants import GatedFeedForward, experiments
+from rundoku.papers.glu_variants import GatedFeedForward, benchmarks, experiments
 
 
 def needs(read):
@@ -141,12 +141,12 @@ def test_benchmarks_compare_like_with_like(case, monkeypatch):
     launch = pytest.importorskip("rundoku.gpu.launch", reason="the kernels need triton, which exists for Linux", exc_type=ImportError)
     device = "cpu" if launch.INTERPRETED else "cuda"
     monkeypatch.setattr(torch, "compile", lambda function: function)
-    bench = next(bench for bench in experiments.benchmarks() if bench.case == case)
+    bench = next(bench for bench in benchmarks.benchmarks() if bench.case == case)
     assert bench.bytes == 2 * bench.sizes["R"] * bench.sizes["F"] * (3 if "forward" in case else 5)
     small = {"R": 6, "F": 96}
 
     def prepare(device):
-        calls, exact = experiments._calls(*case.split(), small, "float16", device)
+        calls, exact = benchmarks._calls(*case.split(), small, "float16", device)
         assert {len(call()) for call in calls.values()} == {len(exact)}
         return calls, exact
 

@@ -10,7 +10,7 @@ from rundoku.data.shakespeare import plays
 from rundoku.data.source import MissingData
 from rundoku.gpu.bench import measure
 from rundoku.papers.layer_norm import LayerNorm
-from rundoku.papers.rms_norm import RMSNorm, experiments
+from rundoku.papers.rms_norm import RMSNorm, benchmarks, experiments
 
 
 def available(read):
@@ -109,11 +109,11 @@ def test_benchmarks_compare_like_with_like(case, monkeypatch):
     launch = pytest.importorskip("rundoku.gpu.launch", reason="the kernels need triton, which exists for Linux", exc_type=ImportError)
     device = "cpu" if launch.INTERPRETED else "cuda"
     monkeypatch.setattr(torch, "compile", lambda function: function)
-    bench = next(bench for bench in experiments.benchmarks() if bench.case == case)
+    bench = next(bench for bench in benchmarks.benchmarks() if bench.case == case)
     small = {"R": 6, "C": 96}
 
     def prepare(device):
-        calls, exact = experiments._calls(case, small, "float16", device)
+        calls, exact = benchmarks._calls(case, small, "float16", device)
         assert {len(call()) for call in calls.values()} == {len(exact)}
         return calls, exact
 
@@ -122,7 +122,7 @@ def test_benchmarks_compare_like_with_like(case, monkeypatch):
 
 
 def test_bytes_are_counted_by_the_formulas_of_the_kernel():
-    found = {(bench.case, bench.sizes["C"]): bench for bench in experiments.benchmarks()}
+    found = {(bench.case, bench.sizes["C"]): bench for bench in benchmarks.benchmarks()}
     elements = 8192 * 1024
     assert found["forward", 1024].bytes == 2 * elements * 2
     assert found["add and forward", 1024].bytes == 4 * elements * 2

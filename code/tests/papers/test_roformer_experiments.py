@@ -8,7 +8,7 @@ from rundoku.data import smollm2
 from rundoku.data.shakespeare import plays
 from rundoku.data.source import MissingData
 from rundoku.gpu.bench import measure
-from rundoku.papers.roformer import experiments
+from rundoku.papers.roformer import benchmarks, experiments
 
 
 @pytest.fixture(scope="module")
@@ -87,16 +87,16 @@ def test_every_model_learns_looks_back_only_and_a_run_is_its_seeds(positions):
     assert len(first.places) == len(first.by_place["10000"]) == 4
 
 
-@pytest.mark.parametrize("case", experiments.CASES)
+@pytest.mark.parametrize("case", benchmarks.CASES)
 def test_benchmarks_compare_like_with_like(case, monkeypatch):
     launch = pytest.importorskip("rundoku.gpu.launch", reason="the kernels need triton, which exists for Linux", exc_type=ImportError)
     device = "cpu" if launch.INTERPRETED else "cuda"
     monkeypatch.setattr(torch, "compile", lambda function: function)
-    bench = next(bench for bench in experiments.benchmarks() if bench.case == case)
+    bench = next(bench for bench in benchmarks.benchmarks() if bench.case == case)
     small = {"B": 2, "H": 3, "G": 1, "N": 6, "D": 16}
 
     def prepare(device):
-        calls, exact = experiments._calls(case, small, "float16", device)
+        calls, exact = benchmarks._calls(case, small, "float16", device)
         assert {len(call()) for call in calls.values()} == {len(exact)} == {2}
         return calls, exact
 
@@ -105,7 +105,7 @@ def test_benchmarks_compare_like_with_like(case, monkeypatch):
 
 
 def test_traffic_is_counted_by_the_formulas_of_the_kernel():
-    found = next(b for b in experiments.benchmarks() if b.sizes == {"B": 4, "H": 32, "G": 8, "N": 4096, "D": 128})
+    found = next(b for b in benchmarks.benchmarks() if b.sizes == {"B": 4, "H": 32, "G": 8, "N": 4096, "D": 128})
     elements = 4 * 40 * 4096 * 128
     assert found.flops == 3 * elements
     assert found.bytes == 2 * 2 * elements + 4 * 4096 * 128

@@ -380,6 +380,17 @@ def test_three_languages_share_one_run_though_their_comments_differ(
     assert "6 sessions, 0 run, 0 failed" in shell("run")[1] and runs() == {}
 
 
+def test_a_note_can_be_run_by_itself(toy: Toy, shell: Shell, tmp_path: Path, runs: Callable[[], dict[str, int]]) -> None:
+    home = toy.root / "docs/index.en.md"
+    fence = f'\n```python exec="on"\n{mark(tmp_path, "home")}print(1)\n```\n'
+    home.write_text(home.read_text(encoding="utf-8") + fence, encoding="utf-8")
+    status, told = shell("run", "lora")
+    assert (status, runs()) == (0, {}) and "3 sessions, 1 run, 0 failed" in told
+    status, told = shell("run", "lora", "laura")
+    assert status == 1 and "notes: got 'laura', expected some of lora" in told
+    assert "4 sessions, 1 run, 0 failed" in shell("run")[1] and runs() == {"home": 1}
+
+
 def test_a_result_is_repeated_just_where_something_that_it_rests_on_has_changed(
     toy: Toy, shell: Shell, tmp_path: Path, runs: Callable[[], dict[str, int]]
 ) -> None:

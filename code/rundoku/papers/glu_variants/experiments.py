@@ -1,7 +1,7 @@
 """The runs behind the note on GLU variants."""
 
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from functools import partial
 
 import torch
@@ -12,7 +12,6 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from rundoku.data import human_rights, smollm2
 from rundoku.data.shakespeare import plays
-from rundoku.gpu.bench import OURS, PLAIN, Bench, Call
 from rundoku.papers.attention_is_all_you_need import MultiHeadAttention, causal_mask
 from rundoku.papers.glu_variants.gating import ACTIVATIONS, GatedFeedForward, glu, two_thirds
 from rundoku.show import experiment
@@ -257,49 +256,3 @@ def half_precision(*, gates: tuple[float, ...]) -> dict:
             (gradient,) = torch.autograd.grad(way(leaf), leaf)
             found[name].append(None if gradient.isnan() else gradient.double())
     return found
-
-
-# Names of cases are the activation's and the direction's; FLOP an element as kernel.py counts them
-FLOPS = {("silu", "forward"): 5, ("silu", "backward"): 9, ("gelu", "forward"): 6, ("gelu", "backward"): 12}
-MOVED = {"forward": 3, "backward": 5}  # tensors of [R, F] read or written
-
-
-def benchmarks() -> list[Bench]:
-    """Return what ``nox -s bench`` measures: SwiGLU and GEGLU, both ways, at widths of SmolLM2, LLaMA 7B, LLaMA 65B and one that is odd."""
-    sizes = ((8192, 1536), (8192, 11_008), (8192, 22_016), (8191, 2047))
-    return [_bench(activation, direction, *size) for size in sizes for activation, direction in FLOPS]
-
-
-def _bench(activation: str, direction: str, rows: int, width: int) -> Bench:
-    config = {}
-    if torch.cuda.is_available():
-        from rundoku.papers.glu_variants import kernel  # needs triton
-
-        config = kernel.config_for(torch.empty(0, width, device="cuda")).launch()
-    size, work = {"R": rows, "F": width}, rows * width
-    prepare = partial(_calls, activation, direction, size, "bfloat16")
-    flops, moved = FLOPS[activation, direction], MOVED[direction]
-    return Bench(f"{activation} {direction}", size, "bfloat16", float(flops * work), 2.0 * moved * work, prepare, config)
-
-
-def _calls(
-    activation: str, direction: str, size: dict[str, int], dtype: str, device: str
-) -> tuple[dict[str, Call], Sequence[torch.Tensor]]:
-    from rundoku.papers.glu_variants import kernel  # needs triton
-
-    torch.manual_seed(0)
-    gate, up, gradient = (torch.randn(size["R"], size["F"], device=device, dtype=getattr(torch, dtype)) for _ in range(3))
-
-    def plain(gate: torch.Tensor, up: torch.Tensor) -> torch.Tensor:
-        return glu(gate, up, activation)
-
-    def call(way: Callable, *made: torch.Tensor) -> Call:
-        if direction == "forward":
-            return lambda: (way(*made),)
-        leaves = [one.detach().requires_grad_() for one in made]
-        hidden = way(*leaves)
-        return lambda: torch.autograd.grad(hidden, leaves, gradient.to(hidden.dtype), retain_graph=True)
-
-    ours = partial(kernel.gated, activation=activation)
-    exact = call(plain, gate.double(), up.double())()
-    return {OURS: call(ours, gate, up), PLAIN: call(plain, gate, up), "torch.compile": call(torch.compile(plain), gate, up)}, exact

@@ -6,7 +6,7 @@ from torch.nn import functional as F
 
 from rundoku.gpu.check import error
 from rundoku.gpu.show import compile_table
-from rundoku.papers.glu_variants import experiments, glu, kernel, two_thirds
+from rundoku.papers.glu_variants import benchmarks, experiments, glu, kernel, two_thirds
 from rundoku.show import claim, figure, publish, table
 # --8<-- [end:setup]
 
@@ -29,7 +29,7 @@ width = two_thirds(3072)  # the paper's base model: C = 768
 cost = experiments.cost(d_model=768, d_ff=3072, gated_width=width)
 forgotten = experiments.cost(d_model=768, d_ff=3072, gated_width=3072)
 publish(narrow=width, parameters=cost.gated.parameters, flops=cost.gated.flops)
-gate_flops = experiments.FLOPS["silu", "forward"] * width
+gate_flops = benchmarks.FLOPS["silu", "forward"] * width
 publish(gate_share=gate_flops / cost.gated.flops)
 # --8<-- [end:cost]
 

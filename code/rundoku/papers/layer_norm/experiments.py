@@ -1,7 +1,6 @@
 """The runs behind the note on layer normalisation."""
 
-from collections.abc import Callable, Sequence
-from functools import partial
+from collections.abc import Callable
 from typing import Literal
 
 import torch
@@ -10,7 +9,6 @@ from torch.nn import functional as F
 
 from rundoku.data.digits import digits
 from rundoku.data.shakespeare import plays
-from rundoku.gpu.bench import OURS, PLAIN, Bench, Call
 from rundoku.papers.layer_norm.norm import LayerNorm, layer_norm
 from rundoku.papers.layer_norm.recurrent import LSTM, RecurrentConfig
 from rundoku.show import experiment
@@ -250,51 +248,3 @@ def swapped_initialisation(*, seed: int) -> dict:
         (gradient,) = torch.autograd.grad(output.square().sum(), model.input.weight)
         found[name] = {"spread": output.std(0).max(), "gradient": gradient.abs().max()}
     return found
-
-
-# FLOP and tensors of [R, C] read or written, an element, as kernel.py counts them
-COSTS = {"forward": (7, 2), "add and forward": (8, 4), "backward": (11, 3)}
-
-
-def benchmarks() -> list[Bench]:
-    """Return what ``nox -s bench`` measures: forward, backward, and forward with the residual addition, at widths of real models."""
-    return [_bench(case, *size) for size in ((8192, 512), (8192, 1024), (8192, 4096), (8192, 8192), (4096, 16384)) for case in COSTS]
-
-
-def _bench(case: str, rows: int, width: int) -> Bench:
-    flops, moved = COSTS[case]
-    moved += 2 * (case == "backward" and width > 8192)
-    config = {}
-    if torch.cuda.is_available():
-        from rundoku.papers.layer_norm import kernel  # needs triton
-
-        config = kernel.config_for(torch.empty(0, width, device="cuda")).launch()
-    size, work = {"R": rows, "C": width}, rows * width
-    return Bench(case, size, "bfloat16", float(flops * work), 2.0 * moved * work, partial(_calls, case, size, "bfloat16"), config)
-
-
-def _calls(case: str, size: dict[str, int], dtype: str, device: str) -> tuple[dict[str, Call], Sequence[torch.Tensor]]:
-    from rundoku.papers.layer_norm import kernel  # needs triton
-
-    torch.manual_seed(0)
-    kind = {"device": device, "dtype": getattr(torch, dtype)}
-    x, residual, gradient = (torch.randn(size["R"], size["C"], **kind) for _ in range(3))
-    weight, bias = (torch.randn(size["C"], **kind) for _ in range(2))
-
-    def plain(x, residual, weight, bias):
-        h = x if residual is None else x + residual
-        return F.layer_norm(h, bias.shape, weight, bias), h
-
-    def ours(x, residual, weight, bias):
-        return (kernel.layer_norm(x, weight, bias), x) if residual is None else kernel.add_layer_norm(x, residual, weight, bias)
-
-    def call(way: Callable, *made: torch.Tensor | None) -> Call:
-        if case != "backward":
-            return lambda: way(*made)
-        leaves = [None if one is None else one.detach().requires_grad_() for one in made]
-        y, wanted = way(*leaves)[0], [one for one in leaves if one is not None]
-        return lambda: torch.autograd.grad(y, wanted, gradient.to(y.dtype), retain_graph=True)
-
-    made = (x, residual if case == "add and forward" else None, weight, bias)
-    exact = call(plain, *(None if one is None else one.double() for one in made))()
-    return {OURS: call(ours, *made), PLAIN: call(plain, *made), "torch.compile": call(torch.compile(plain), *made)}, exact

@@ -1,7 +1,7 @@
 """The runs behind the note on RMSNorm."""
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from functools import partial
 from typing import Literal
 
@@ -14,7 +14,6 @@ from torch.utils._pytree import tree_leaves
 from rundoku.data import human_rights, smollm2
 from rundoku.data.digits import digits
 from rundoku.data.shakespeare import plays
-from rundoku.gpu.bench import OURS, PLAIN, Bench, Call
 from rundoku.papers.layer_norm import LayerNorm, layer_norm
 from rundoku.papers.layer_norm import experiments as before
 from rundoku.papers.rms_norm.norm import RMSNorm, rms_norm
@@ -290,51 +289,3 @@ def loaded(*, epochs: int, seed: int) -> dict:
         }
         errors = {name: (one.argmax(1) != test_labels).double().mean() for name, one in found.items()}
     return {**errors, "moved": (found["centered"] - original).abs().max()}
-
-
-# FLOP and tensors of [R, C] read or written, an element, as kernel.py counts them
-COSTS = {"forward": (4, 2), "add and forward": (5, 4), "backward": (9, 3)}
-
-
-def benchmarks() -> list[Bench]:
-    """Return what ``nox -s bench`` measures: forward, backward, and forward with the residual addition, at widths of real models."""
-    return [_bench(case, *size) for size in ((8192, 512), (8192, 1024), (8192, 4096), (8192, 8192), (4096, 16384)) for case in COSTS]
-
-
-def _bench(case: str, rows: int, width: int) -> Bench:
-    flops, moved = COSTS[case]
-    moved += 2 * (case == "backward" and width > 8192)
-    config = {}
-    if torch.cuda.is_available():
-        from rundoku.papers.rms_norm import kernel  # needs triton
-
-        config = kernel.config_for(torch.empty(0, width, device="cuda")).launch()
-    size, work = {"R": rows, "C": width}, rows * width
-    return Bench(case, size, "bfloat16", float(flops * work), 2.0 * moved * work, partial(_calls, case, size, "bfloat16"), config)
-
-
-def _calls(case: str, size: dict[str, int], dtype: str, device: str) -> tuple[dict[str, Call], Sequence[torch.Tensor]]:
-    from rundoku.papers.rms_norm import kernel  # needs triton
-
-    torch.manual_seed(0)
-    kind = {"device": device, "dtype": getattr(torch, dtype)}
-    x, residual, gradient = (torch.randn(size["R"], size["C"], **kind) for _ in range(3))
-    weight = torch.randn(size["C"], **kind)
-
-    def plain(x, residual, weight):
-        h = x if residual is None else x + residual
-        return F.rms_norm(h, weight.shape, weight, 1e-6), h
-
-    def ours(x, residual, weight):
-        return (kernel.rms_norm(x, weight), x) if residual is None else kernel.rms_norm(x, weight, residual=residual)
-
-    def call(way: Callable, *made: torch.Tensor | None) -> Call:
-        if case != "backward":
-            return lambda: way(*made)
-        leaves = [None if one is None else one.detach().requires_grad_() for one in made]
-        y, wanted = way(*leaves)[0], [one for one in leaves if one is not None]
-        return lambda: torch.autograd.grad(y, wanted, gradient.to(y.dtype), retain_graph=True)
-
-    made = (x, residual if case == "add and forward" else None, weight)
-    exact = call(plain, *(None if one is None else one.double() for one in made))()
-    return {OURS: call(ours, *made), PLAIN: call(plain, *made), "torch.compile": call(torch.compile(plain), *made)}, exact

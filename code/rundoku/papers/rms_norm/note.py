@@ -7,8 +7,9 @@ from rundoku.gpu.roofline import bound
 from rundoku.gpu.show import compile_table
 from rundoku.gpu.targets import CARDS
 from rundoku.papers.layer_norm import layer_norm
-from rundoku.papers.layer_norm.experiments import CHANGES, COSTS as LAYER_NORM_COSTS
-from rundoku.papers.rms_norm import experiments, kernel, rms_norm
+from rundoku.papers.layer_norm.benchmarks import COSTS as LAYER_NORM_COSTS
+from rundoku.papers.layer_norm.experiments import CHANGES
+from rundoku.papers.rms_norm import benchmarks, experiments, kernel, rms_norm
 from rundoku.show import claim, figure, publish, table
 # --8<-- [end:setup]
 
@@ -78,7 +79,7 @@ def passes(costs):  # over memory, by the fused kernels: forward, and forward wi
 
 
 apart = experiments.traffic(rows=512, width=1024)
-fused = {m: passes(experiments.COSTS) for m in apart} | {"LayerNorm": passes(LAYER_NORM_COSTS)}
+fused = {m: passes(benchmarks.COSTS) for m in apart} | {"LayerNorm": passes(LAYER_NORM_COSTS)}
 rows = [(m, a.operations, a.forward, a.both, *fused[m]) for m, a in apart.items()]
 columns = ("Method", "Operations", "Apart", "Apart, with backward", "Fused", "Fused, with backward")
 table("cost", columns=columns, rows=rows, formats=("", *[".1f"] * 3, "d", "d"))

@@ -1,8 +1,7 @@
 """The runs behind the note on rotary position embedding: SmolLM2's first layer, and a character model with two kinds of positions."""
 
 import re
-from collections.abc import Callable, Sequence
-from functools import partial
+from collections.abc import Callable
 from typing import Literal, NamedTuple
 
 import torch
@@ -11,9 +10,8 @@ from torch.nn import functional as F
 
 from rundoku.data import human_rights, smollm2
 from rundoku.data.shakespeare import plays
-from rundoku.gpu.bench import OURS, PLAIN, Bench, Call
 from rundoku.papers.attention_is_all_you_need.positions import sinusoidal_positions
-from rundoku.papers.roformer.rotary import LAYOUTS, frequencies, rotary_tables, rotate, to_half
+from rundoku.papers.roformer.rotary import frequencies, rotary_tables, rotate, to_half
 from rundoku.show import experiment
 
 HEADS, KEY_HEADS, WIDTH, BASE = 9, 3, 64, 100_000.0  # SmolLM2-135M; a test compares them with the file's own metadata
@@ -239,54 +237,3 @@ def character_model(
             loss = F.cross_entropy(model(long[:, :-1], base).transpose(1, 2), long[:, 1:], reduction="none").mean(0)  # [4N]
         by_place[f"{base:.0f}"] = loss.unflatten(0, (-1, 16)).mean(1)  # of sixteen characters each
     return {"steps": range(25, steps + 1, 25), "loss": torch.stack(losses), "places": range(16, 4 * length + 1, 16), "by_place": by_place}
-
-
-SIZES = (  # of real models: query heads, key heads, head width, and batch and length of a prefill, a long one, and a decoding step
-    ("SmolLM2-135M", 9, 3, 64), ("Llama 2 7B", 32, 32, 128), ("Llama 3 8B", 32, 8, 128), ("Llama 3 70B", 64, 8, 128),
-)  # fmt: skip
-LENGTHS = ((4, 4096), (1, 32_768), (64, 1))
-CASES = tuple(f"{direction}, {layout}" for direction in ("forward", "backward") for layout in LAYOUTS)
-
-
-def benchmarks() -> list[Bench]:
-    """Return what ``nox -s bench`` measures: both directions and layouts at the sizes of real models, decoding included."""
-    return [_bench(case, *sizes[1:], *lengths) for sizes in SIZES for lengths in LENGTHS for case in CASES]
-
-
-def _bench(case: str, heads: int, groups: int, width: int, batch: int, length: int) -> Bench:
-    config = {}
-    if torch.cuda.is_available():
-        from rundoku.papers.roformer import kernel  # needs triton
-
-        config = kernel.config_for(torch.empty(0, width, device="cuda")).launch()
-    sizes, elements = {"B": batch, "H": heads, "G": groups, "N": length, "D": width}, batch * (heads + groups) * length * width
-    moved = 4.0 * elements + 4.0 * length * width  # bfloat16 read and written, and the tables
-    return Bench(case, sizes, "bfloat16", 3.0 * elements, moved, partial(_calls, case, sizes, "bfloat16"), config)
-
-
-def _calls(case: str, sizes: dict[str, int], dtype: str, device: str) -> tuple[dict[str, Call], Sequence[Tensor]]:
-    from rundoku.papers.roformer import kernel  # needs triton
-
-    torch.manual_seed(0)
-    batch, heads, groups, length, width = (sizes[axis] for axis in "BHGND")
-    made = [torch.randn(batch, count, length, width, device=device, dtype=getattr(torch, dtype)) for count in (heads, groups) * 2]
-    query, key, *gradients = made
-    layout = "interleaved" if "interleaved" in case else "half"
-    tables = rotary_tables(torch.arange(length, device=device), width)
-
-    def plain(query: Tensor, key: Tensor) -> tuple[Tensor, Tensor]:
-        return rotate(query, *tables, layout), rotate(key, *tables, layout)
-
-    def ours(query: Tensor, key: Tensor) -> tuple[Tensor, Tensor]:
-        return kernel.rotary(query, key, *tables, layout)
-
-    def call(way: Callable, *given: Tensor) -> Call:
-        if "forward" in case:
-            return lambda: way(*given)
-        leaves = [each.detach().requires_grad_() for each in given]
-        outputs = way(*leaves)
-        own = [gradient.to(given[0].dtype) for gradient in gradients]
-        return lambda: torch.autograd.grad(outputs, leaves, own, retain_graph=True)
-
-    exact = call(plain, query.double(), key.double())()
-    return {OURS: call(ours, query, key), PLAIN: call(plain, query, key), "torch.compile": call(torch.compile(plain), query, key)}, exact
