@@ -87,7 +87,7 @@ def combine_kernel(
     anchor = tl.where(peak == float("-inf"), 0.0, peak)  # no split has seen a key: −∞ − (−∞) would be NaN
     weights = tl.exp2((lses - anchor) * LOG2E)  # [BLOCK_R] f32
     total = tl.sum(weights, 0)
-    total = tl.where(peak == float("-inf"), 1.0, total)
+    total = tl.where(total == 0.0, 1.0, total)
     o = tl.sum(parts * weights[:, None], 0) / total  # [D] f32
     to = row // n_queries // n_heads * stride_ob + row // n_queries % n_heads * stride_oh + row % n_queries * stride_on
     tl.store(out + to + width, o.to(out.dtype.element_ty))

@@ -146,7 +146,7 @@ def attend(
 @triton.jit
 def finished(acc, total, peak):
     """(o, L) of the rows whose running softmax this is: Alg. 1, lines 12 and 13. Zeros and −∞ for a row that saw nothing."""
-    total = tl.where(peak == float("-inf"), 1.0, total)  # o = 0/1, L = −∞ + log 1
+    total = tl.where(total == 0.0, 1.0, total)  # o = 0/1, L = −∞ + log 1; a NaN stays one
     return acc / total[:, None], (peak + tl.log2(total)) * LN2
 
 
