@@ -87,12 +87,8 @@ def backward_keys_kernel(
     if PACKED:  # noqa: SIM102 `and` would make of it a test at run time
         if block * BLOCK_M >= n_keys:
             return
-    query += batch * stride_qb + first_query * stride_qn
     key += batch * stride_kb + kv_head * stride_kg + first_key * stride_km
     value += batch * stride_vb + kv_head * stride_vg + first_key * stride_vm
-    grad_out += batch * stride_gb + first_query * stride_gn
-    grad_key += batch * stride_dkb + kv_head * stride_dkg + first_key * stride_dkm
-    grad_value += batch * stride_dvb + kv_head * stride_dvg + first_key * stride_dvm
     columns = block * BLOCK_M + tl.arange(0, BLOCK_M)  # [BLOCK_M] i32
     width = tl.arange(0, D)[None, :]  # [1, D] i32
     at = columns.to(tl.int64)[:, None]  # [BLOCK_M, 1] i64
@@ -110,8 +106,8 @@ def backward_keys_kernel(
     for member in range(group):  # the heads that read this key-value head
         head = kv_head * group + member
         of_head = (batch * n_heads + head) * axis + first_query
-        q_block = query + head * stride_qh + tl.cast(start, tl.int64) * stride_qn  # 64 bits, once a block
-        do_block = grad_out + head * stride_gh + tl.cast(start, tl.int64) * stride_gn
+        q_block = query + batch * stride_qb + head * stride_qh + (first_query + start) * stride_qn  # 64 bits, once a block
+        do_block = grad_out + batch * stride_gb + head * stride_gh + (first_query + start) * stride_gn
         slope = 0.0
         if ALIBI:
             slope = tl.load(slopes + slopes_of + head * stride_sh)
@@ -135,6 +131,8 @@ def backward_keys_kernel(
             q_block += BLOCK_N * stride_qn
             do_block += BLOCK_N * stride_gn
 
+    grad_key += batch * stride_dkb + kv_head * stride_dkg + first_key * stride_dkm
+    grad_value += batch * stride_dvb + kv_head * stride_dvg + first_key * stride_dvm
     tl.store(grad_key + at * stride_dkm + width, (dk * scale).to(grad_key.dtype.element_ty), mask=inside)
     tl.store(grad_value + at * stride_dvm + width, dv.to(grad_value.dtype.element_ty), mask=inside)
 

@@ -7,7 +7,7 @@ import torch
 
 from rundoku.gpu.report import compile_report, problems
 from rundoku.gpu.targets import TARGETS
-from rundoku.papers.flash_attention import experiments, kernel
+from rundoku.papers.flash_attention import experiments, kernel, kernel_configs
 from rundoku.papers.flash_attention.tiling import Memory, flash_forward
 
 
@@ -16,24 +16,31 @@ def test_nothing_spills_and_everything_fits(target):
     reports = compile_report("rundoku.papers.flash_attention.kernel", (target,))
     assert not problems(reports)
     assert {report.target for report in reports} == {target}
-    assert {report.case.split(", ")[0] for report in reports} == {"forward", "backward"} and len(reports) == 12
-    assert all(report.tensor_core for report in reports if "bf16" in report.case)
+    cases = [report.case for report in reports]
+    assert {case.split(", ")[0] for case in cases} == {"forward", "backward", "decode"} and len(set(cases)) == len(cases) == 34
+    assert [case.replace(", packed", "") for case in cases if "packed" in case] == [
+        case for case in cases if "packed" not in case and "decode" not in case
+    ]
+    assert all(report.tensor_core for report in reports if "bf16" in report.case and "combine" not in report.case)
+    held = {r.case: r.occupancy * TARGETS[target].warps / r.num_warps for r in reports if "rows" in r.case and "bf16" in r.case}
+    assert len(held) == 6 and min(held.values()) >= kernel_configs.RESIDENT  # what the number of splits is reckoned with
 
 
 @pytest.mark.parametrize("target", kernel.CONFIGS)
 def test_every_call_has_a_configuration(target):
-    for name in ("forward", "keys", "queries"):
+    for name in ("forward", "keys", "queries", "rows16", "rows64", "combine"):
         for width in kernel.HEAD_WIDTHS:
             for dtype in kernel.DTYPES:
                 config = kernel.config_for(target, name, width, dtype.itemsize)
                 assert min(config.tiles.values()) >= 16  # what a matrix instruction takes at least
+                assert config.tiles.get("BLOCK_N") == {"rows16": 16, "rows64": 64}.get(name, config.tiles.get("BLOCK_N"))
     narrow, wide = kernel.config_for("sm_80", "forward", 16, 2), kernel.config_for("sm_80", "forward", 128, 2)
     assert narrow is kernel.CONFIGS["sm_80"]["forward", 64, 2] and wide is kernel.CONFIGS["sm_80"]["forward", 128, 2]
 
 
 def test_the_table_names_every_target():
     assert set(kernel.CONFIGS) == {*TARGETS, "other", "interpreter"}
-    assert {case.config.num_warps for case in kernel.compile_cases("other")} == {4}
+    assert {case.config.num_warps for case in kernel.compile_cases("other") if "combine" not in case.name} == {4}
 
 
 def test_the_benchmark_asks_for_the_right_thing():
