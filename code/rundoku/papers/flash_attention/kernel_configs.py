@@ -24,14 +24,15 @@ def _table(**entries: tuple[int, int, int, int]) -> dict[Use, Config]:
 
 
 # Chosen from compile reports, tried from the larger tile down: the first that spills nothing and fits the target's shared memory, causal
-# and with every option switched on, fixed and packed. "rows16" and "rows64" are the decode form's, for so many rows of queries: of them
-# RESIDENT programs fit on a processor, in bf16. "other" is for GPUs that were not compiled for: it spills neither on sm_80 nor on gfx942,
-# in 64 KiB. None of it has been tuned on a GPU.
+# and with every option switched on, fixed and packed; "packed_" marks an entry for packed sequences alone. "rows16" and "rows64" are the
+# decode form's, for so many rows of queries: of them RESIDENT programs fit on a processor, in bf16. "other" is for GPUs that were not
+# compiled for: it spills neither on sm_80 nor on gfx942, in 64 KiB. None of it has been tuned on a GPU.
 CONFIGS: dict[str, dict[Use, Config]] = {
     "sm_80": _table(
         forward_64_2=(128, 128, 8, 3), queries_64_2=(128, 64, 8, 3), keys_64_2=(32, 128, 8, 3),
-        forward_128_2=(128, 64, 8, 3), queries_128_2=(128, 32, 8, 3), keys_128_2=(32, 64, 8, 3),
+        forward_128_2=(128, 64, 8, 3), queries_128_2=(128, 64, 8, 3), keys_128_2=(64, 64, 8, 3),
         forward_128_4=(64, 32, 8, 2), queries_128_4=(32, 32, 8, 1), keys_128_4=(16, 32, 8, 1),
+        packed_queries_128_2=(128, 32, 8, 3), packed_keys_128_2=(32, 64, 8, 3),
         rows16_64_2=(16, 128, 4, 3), rows16_128_2=(16, 64, 4, 3), rows16_128_4=(16, 16, 4, 2),
         rows64_64_2=(64, 64, 4, 3), rows64_128_2=(64, 32, 4, 3), rows64_128_4=(64, 16, 8, 2),
     ),
@@ -39,6 +40,7 @@ CONFIGS: dict[str, dict[Use, Config]] = {
         forward_64_2=(128, 64, 8, 3), queries_64_2=(128, 64, 8, 3), keys_64_2=(64, 128, 8, 3),
         forward_128_2=(128, 64, 8, 2), queries_128_2=(128, 64, 8, 3), keys_128_2=(32, 64, 8, 3),
         forward_128_4=(32, 16, 4, 2), queries_128_4=(32, 32, 8, 1), keys_128_4=(16, 32, 8, 1),
+        packed_forward_128_2=(128, 32, 8, 3),
         rows16_64_2=(16, 128, 4, 3), rows16_128_2=(16, 64, 4, 3), rows16_128_4=(16, 16, 4, 2),
         rows64_64_2=(64, 64, 4, 3), rows64_128_2=(64, 64, 4, 3), rows64_128_4=(64, 16, 8, 2),
     ),
@@ -72,13 +74,14 @@ CONFIGS: dict[str, dict[Use, Config]] = {
 }  # fmt: skip
 
 
-def config_for(target: str, kernel: str, head_width: int, itemsize: int) -> Config:
+def config_for(target: str, kernel: str, head_width: int, itemsize: int, packed: bool = False) -> Config:
     """Return the published configuration of a kernel ("forward", "keys", "queries", "rows16", "rows64" or "combine").
 
-    It is the entry with the least width that suffices.
+    It is the entry with the least width that suffices, for packed sequences one of their own where there is one.
     """
-    fitting = [use for use in CONFIGS[target] if use[0] == kernel and use[1] >= head_width and use[2] == itemsize]
-    return CONFIGS[target][min(fitting)]
+    names = (kernel, f"packed_{kernel}") if packed else (kernel,)
+    fitting = [use for use in CONFIGS[target] if use[0] in names and use[1] >= head_width and use[2] == itemsize]
+    return CONFIGS[target][min(fitting, key=lambda use: (use[1], use[0] == kernel))]
 
 
 def compile_cases(target: str) -> list[Case]:
@@ -86,12 +89,12 @@ def compile_cases(target: str) -> list[Case]:
 
     Forward and backward both fixed and packed; the combining of splits at the most that there can be.
     """
-    packable = {True: (False, True), False: (False,)}
+    uses = [use for use in CONFIGS[target] if not use[0].startswith("packed_")]
     return [
-        _case(use, config, packed, every_option)
+        _case(use, config_for(target, *use, packed), packed, every_option)
         for every_option in (False, True)
-        for use, config in CONFIGS[target].items()
-        for packed in packable[use[0] in ("forward", "keys", "queries")]
+        for use in uses
+        for packed in ((False, True) if use[0] in ("forward", "keys", "queries") else (False,))
         if not every_option or (use[1:] == (128, 2) and use[0] != "combine")
     ]
 

@@ -81,13 +81,14 @@ def attention_operator(
         return out, lse
     query, key, value = _readable(query), _readable(key), _readable(value)
     left, right = min(left, n_queries + n_keys), min(right, n_queries + n_keys)  # further than any pair is apart; the sums stay below 2³¹
-    config = config_for(target_of(query), "forward", width, query.itemsize)
+    packed = starts_q is not None
+    config = config_for(target_of(query), "forward", width, query.itemsize, packed)
     with _on_device_of(query):
         forward_kernel[(_blocks(longest_q, config.tiles["BLOCK_N"]) * heads * batch,)](
             query, key, value, starts_q, starts_k, slopes, out, lse,
             *query.stride()[:3], *key.stride()[:3], *value.stride()[:3], *out.stride()[:3], *_slope_strides(slopes),
             heads, heads // key.shape[1], n_queries, n_keys, longest_q, scale, softcap, left, right,
-            **_flags(query, slopes, softcap, left, right), PACKED=starts_q is not None, **config.launch(),
+            **_flags(query, slopes, softcap, left, right), PACKED=packed, **config.launch(),
         )  # fmt: skip
     return out, lse
 
@@ -121,7 +122,7 @@ def attention_backward_operator(
     delta = torch.empty_like(lse)
     with _on_device_of(query):
         if grad_query.numel():
-            config = config_for(target, "queries", width, query.itemsize)
+            config = config_for(target, "queries", width, query.itemsize, packed)
             block = config.tiles["BLOCK_N"]
             delta_kernel[(_blocks(n_queries, block) * heads * batch,)](
                 out, grad_out, None if grad_lse is None else grad_lse.contiguous(), delta, *out.stride()[:3], *grad_out.stride()[:3],
@@ -134,7 +135,7 @@ def attention_backward_operator(
                 **flags, PACKED=packed, **config.launch(),
             )  # fmt: skip
         if grad_key.numel():
-            config = config_for(target, "keys", width, query.itemsize)
+            config = config_for(target, "keys", width, query.itemsize, packed)
             backward_keys_kernel[(_blocks(longest_k, config.tiles["BLOCK_M"]) * kv_heads * sequences,)](
                 query, key, value, starts_q, starts_k, slopes, lse, delta, grad_out, grad_key, grad_value,
                 *strides, *grad_key.stride()[:3], *grad_value.stride()[:3], *slope_strides,

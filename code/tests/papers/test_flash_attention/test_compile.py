@@ -31,7 +31,7 @@ def test_every_call_has_a_configuration(target):
     for name in ("forward", "keys", "queries", "rows16", "rows64", "combine"):
         for width in kernel.HEAD_WIDTHS:
             for dtype in kernel.DTYPES:
-                config = kernel.config_for(target, name, width, dtype.itemsize)
+                config = kernel.config_for(target, name, width, dtype.itemsize, packed=width == 128)
                 assert min(config.tiles.values()) >= 16  # what a matrix instruction takes at least
                 assert config.tiles.get("BLOCK_N") == {"rows16": 16, "rows64": 64}.get(name, config.tiles.get("BLOCK_N"))
     narrow, wide = kernel.config_for("sm_80", "forward", 16, 2), kernel.config_for("sm_80", "forward", 128, 2)

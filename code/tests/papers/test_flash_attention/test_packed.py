@@ -112,6 +112,7 @@ def test_nan_in_the_neighbours_changes_no_bit(flags):
 
 
 def test_equal_lengths_are_the_fixed_form_bit_for_bit():
+    """In float32, where no target has another configuration for packed sequences."""
     generator = torch.Generator().manual_seed(0)
     fixed = [torch.randn(3, heads, n, 32, generator=generator).to(DEVICE).requires_grad_() for heads, n in ((4, 37), (2, 45), (2, 45))]
     slopes = torch.rand(3, 4, generator=generator).to(DEVICE)
