@@ -18,6 +18,7 @@ from rundoku.show.imports import SOURCE_ROOT
 
 ROOT = SOURCE_ROOT.parent  # the repository
 FORMAT = 1  # raise it when the meaning of a stored result changes
+VARIANTS = 4  # results of one key that are kept, each for other files that it rests on
 TOOLS = ("torch", "triton", "numpy", "matplotlib")
 
 
@@ -82,29 +83,44 @@ def digests(paths: set[Path], root: Path = ROOT) -> dict[str, str | None]:
 
 
 class Store:
-    """A folder of JSON files named by key, each with a checksum of its content and the files that it rests on."""
+    """A folder of JSON files named by key, each with a checksum of its content and the files that it rests on.
+
+    A key has several entries where the files that its result rests on have come and gone, as they do between branches.
+    """
 
     def __init__(self, folder: Path, root: Path = ROOT) -> None:
         self.folder, self.root = folder, root
 
-    def _path(self, key: str) -> Path:
-        return self.folder / key[:2] / f"{key}.json"
+    def _entries(self, key: str) -> list[Path]:
+        """Return the files kept under ``key``, the newest first."""
+        found = []
+        for path in (self.folder / key[:2]).glob(f"{key}-*.json"):
+            with contextlib.suppress(FileNotFoundError):  # another build has put a newer one in its place
+                found.append((path.stat().st_mtime_ns, path))
+        return [path for _, path in sorted(found, reverse=True)]
+
+    def _valid(self, key: str) -> tuple[Path, dict[str, Any]] | None:
+        """Return the newest entry whose files are as they were, and what it holds."""
+        for path in self._entries(key):
+            try:
+                entry = json.loads(path.read_text(encoding="utf-8"))
+                payload = entry["payload"]
+                files = payload["files"].items()
+                if entry["sha256"] == fingerprint(payload) and all(file_digest(self.root / name) == digest for name, digest in files):
+                    return path, payload
+            except (OSError, ValueError, KeyError, TypeError, AttributeError):
+                continue  # absent or damaged: it is run again
+        return None
 
     def recall(self, key: str) -> dict[str, Any] | None:
         """Return what was kept under ``key``, or None where it is absent, damaged, or rests on files that have changed."""
-        try:
-            entry = json.loads(self._path(key).read_text(encoding="utf-8"))
-            payload = entry["payload"]
-            if entry["sha256"] != fingerprint(payload):
-                return None
-            files = payload["files"].items()
-        except (OSError, ValueError, KeyError, TypeError, AttributeError):
-            return None  # absent or damaged: it is run again
-        return payload if all(file_digest(self.root / name) == digest for name, digest in files) else None
+        found = self._valid(key)
+        return found[1] if found else None
 
     def digest(self, key: str) -> str | None:
-        """Return the digest of the entry under ``key`` as it lies on disk, None where there is none."""
-        return file_digest(self._path(key))
+        """Return the digest of the entry that ``recall`` finds under ``key``, as it lies on disk, None where there is none."""
+        found = self._valid(key)
+        return file_digest(found[0]) if found else None
 
     @contextlib.contextmanager
     def alone(self, key: str) -> Iterator[None]:
@@ -122,9 +138,9 @@ class Store:
     def keep(self, key: str, payload: dict[str, Any]) -> None:
         """Keep a payload, whole or not at all; its ``files`` maps repository paths to digests.
 
-        Raises StoreError where the disk does not take it.
+        Of the entries under one key, the last VARIANTS stay. Raises StoreError where the disk does not take it.
         """
-        path = self._path(key)
+        path = self.folder / key[:2] / f"{key}-{fingerprint(payload['files'])[:16]}.json"
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=".", suffix=".part")
@@ -134,6 +150,8 @@ class Store:
                     file.flush()
                     os.fsync(file.fileno())
                 Path(temporary).replace(path)
+                for outdated in self._entries(key)[VARIANTS:]:
+                    outdated.unlink(missing_ok=True)
             except BaseException:
                 Path(temporary).unlink(missing_ok=True)
                 raise

@@ -127,8 +127,8 @@ def _agreeing(entry: Field) -> dict[str, str]:
 
 
 def load_labels(root: Path, slug: str) -> Labels:
-    """The labels of a note: the common ones of `notes/labels.yml`, then the note's own, where it has any."""
-    own = f"notes/{slug}/labels.yml"
+    """The labels of a note: the common ones of `notes/labels.yml`, then the note's own, where it has any; without a slug those of docs/."""
+    own = f"notes/{slug}/labels.yml" if slug else "notes/pages.yml"
     labels = Labels(own)
     labels._add_words(read(root, "notes/labels.yml"))
     if (root / own).exists():

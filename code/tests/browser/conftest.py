@@ -37,29 +37,37 @@ def browser() -> Iterator[Browser]:
 
 
 @pytest.fixture(scope="session")
-def folder(browser: Browser, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def served(browser: Browser, tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Path, str]]:
+    """A folder that is served, and the address of the site in it; the site is built for that address, as the theme's script expects."""
+    folder = tmp_path_factory.mktemp("served")
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), functools.partial(Quiet, directory=str(folder)))
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    yield folder, f"http://127.0.0.1:{server.server_port}{BASE}"
+    server.shutdown()
+    server.server_close()
+
+
+@pytest.fixture(scope="session")
+def folder(served: tuple[Path, str]) -> Path:
     """The built site, below the folder that is served."""
-    served = tmp_path_factory.mktemp("served")
+    top, address = served
     assert run(ROOT) == 0, "a snippet of the real site is at fault"
 
     def build(language: str) -> None:
-        command = [*BUILD, "--site-dir", str(served / "base")]
-        given = {**build_environment(ROOT), "DOCS_LANG": language, "SITE_URL": f"http://localhost{BASE}"}
+        command = [*BUILD, "--site-dir", str(top / "base")]
+        given = {**build_environment(ROOT), "DOCS_LANG": language, "SITE_URL": address}
         done = subprocess.run(command, cwd=ROOT, env=given, capture_output=True, text=True, check=False)
         assert done.returncode == 0, done.stdout + done.stderr
 
     with ThreadPoolExecutor(2) as pool:
         list(pool.map(build, LANGUAGES))
-    return served
+    return top
 
 
 @pytest.fixture(scope="session")
-def home(folder: Path) -> Iterator[str]:
+def home(folder: Path, served: tuple[Path, str]) -> str:
     """The address of the site's root."""
-    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), functools.partial(Quiet, directory=str(folder)))
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    yield f"http://127.0.0.1:{server.server_port}{BASE}"
-    server.shutdown()
+    return served[1]
 
 
 class Visitor:

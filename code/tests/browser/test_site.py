@@ -1,8 +1,11 @@
 """What a visitor meets, in Chromium: search, languages, keyboard, accessibility, phones, and nothing from anywhere else."""
 
+import html
 import json
 import re
+import xml.etree.ElementTree as ElementTree
 from pathlib import Path
+from urllib.parse import unquote
 
 import pytest
 from axe_playwright_python.sync_playwright import Axe
@@ -55,10 +58,24 @@ def test_the_language_switch_keeps_the_page(visitor):
     assert page.locator("html").get_attribute("lang") == "ja"
 
 
-@pytest.mark.visit(locale="ja-JP")
-def test_the_root_takes_a_reader_to_the_own_language(visitor):
-    page = visitor.go("")
-    page.wait_for_url("**/ja/")
+def test_the_language_switch_leads_to_the_page_that_instant_navigation_has_brought(visitor):
+    with visitor.page.expect_response("**/sitemap.xml"):  # from it the theme's script knows which links are the site's own
+        page = visitor.go("en/papers/")
+    page.wait_for_load_state("networkidle")
+    page.evaluate("window.stays = true")
+    page.locator(f'main a[href*="{NOTE.removeprefix("notes/")}"]').first.click()
+    page.wait_for_url(f"**/en/{NOTE}")
+    assert page.evaluate("window.stays") is True, "the page was loaded anew: this test is of the other case"
+    page.wait_for_function("end => document.querySelector('a.md-select__link[hreflang=zh]').href.endsWith(end)", arg=f"/zh/{NOTE}")
+
+
+@pytest.mark.parametrize(("locale", "language"), [("ja-JP", "ja"), ("zh-CN", "zh"), ("zh-TW", "zh"), ("en-GB", "en"), ("fr-FR", "en")])
+def test_the_root_takes_a_reader_to_the_own_language(browser, home, locale, language):
+    context = browser.new_context(locale=locale)
+    page = context.new_page()
+    page.goto(home)
+    page.wait_for_url(f"**/base/{language}/")
+    context.close()
 
 
 @pytest.mark.visit(java_script_enabled=False)
@@ -148,3 +165,63 @@ def test_no_id_stands_twice_on_a_page(folder):
         ids = re.findall(r'\sid="([^"]+)"', text)
         twice = sorted({name for name in ids if ids.count(name) > 1})
         assert not twice, (path, twice[:5])
+
+
+@pytest.mark.parametrize("language", ["en", "ja", "zh"])
+def test_every_address_that_is_told_to_machines_is_there(folder, home, language):
+    top, told = folder / "base" / language, home
+    for name, pattern in (
+        ("sitemap.xml", r"<loc>(.*?)</loc>|href=\"(.*?)\""),
+        ("feed.xml", r"<link>(.*?)</link>"),
+        ("llms.txt", r"\]\((.*?)\)"),
+    ):
+        text = (top / name).read_text(encoding="utf-8")
+        if name.endswith(".xml"):
+            ElementTree.fromstring(text)
+        addresses = {"".join(found) for found in re.findall(pattern, text)}
+        assert len(addresses) > 4, name
+        for address in addresses:
+            assert address.startswith(told), (name, address)
+            path = folder / "base" / address.removeprefix(told)
+            assert (path / "index.html").is_file() or path.is_file(), (name, address)
+    listed = {found.removeprefix(told) for found in re.findall("<loc>(.*?)</loc>", (top / "sitemap.xml").read_text(encoding="utf-8"))}
+    assert listed == set(pages(folder, language))
+
+
+@pytest.mark.parametrize("language", ["en", "ja", "zh"])
+def test_every_link_and_every_file_that_a_page_names_is_there(folder, home, language):
+    """Links, images, styles and scripts of every page, with the parts of pages that they name."""
+    ids: dict[Path, set[str]] = {}
+
+    def parts(path: Path) -> set[str]:
+        if path not in ids:
+            ids[path] = set(re.findall(r'\sid="?([^"\s>]+)', path.read_text(encoding="utf-8")))
+        return ids[path]
+
+    missing = []
+    for name in [*pages(folder, language), f"{language}/404.html"]:
+        page = folder / "base" / name
+        page = page / "index.html" if page.is_dir() else page
+        for address in set(re.findall(r'(?:href|src)="?([^"\s>]+)', page.read_text(encoding="utf-8"))):
+            address = html.unescape(address).removeprefix(home.removesuffix("/base/"))
+            if re.match(r"[a-z]+:|//", address):
+                continue
+            path, _, part = address.partition("#")
+            target = folder / path.lstrip("/") if path.startswith("/") else page.parent / path if path else page
+            target = target / "index.html" if target.is_dir() else target
+            part = unquote(part)
+            if not target.is_file() or (part and target.suffix == ".html" and not part.startswith("__") and part not in parts(target)):
+                missing.append((name, address))
+    assert not missing, missing[:10]
+
+
+@pytest.mark.parametrize("language", ["en", "ja", "zh"])
+@pytest.mark.visit(viewport=PHONE)
+def test_a_page_s_title_stays_in_the_header_on_a_phone(visitor, language):
+    page = visitor.go(f"{language}/{NOTE}")
+    page.evaluate("window.scrollTo(0, 2000)")  # the header changes from the site's name to the page's
+    page.wait_for_selector(".md-header__title--active")
+    lines = page.locator(".md-header__topic .md-ellipsis").evaluate_all(
+        "titles => titles.map(title => title.getBoundingClientRect().height / parseFloat(getComputedStyle(title).lineHeight))"
+    )
+    assert len(lines) == 2 and all(count < 1.5 for count in lines), lines

@@ -55,7 +55,23 @@ def test_a_result_is_valid_while_what_it_rests_on_is_unchanged(kept: Store, tmp_
     assert kept.recall("cd") is not None, "Python's own files are none of ours"
 
 
+def test_results_for_files_that_come_and_go_stay_side_by_side_and_the_last_four_are_kept(kept: Store, tmp_path: Path) -> None:
+    used = tmp_path / "used.txt"
+    for text in "12345":
+        used.write_text(text)
+        assert kept.recall("cd") is None and kept.digest("cd") is None
+        kept.keep("cd", {"files": digests({used}, tmp_path), "text": text})
+        assert kept.digest("cd")
+    for text in "5432":  # as when a branch is left and taken up again
+        used.write_text(text)
+        assert kept.recall("cd") == {"files": digests({used}, tmp_path), "text": text}
+    used.write_text("1")
+    assert kept.recall("cd") is None and len(list(kept.folder.rglob("cd-*.json"))) == 4
+    assert kept.recall("c") is None and kept.recall("ab12") == PAYLOAD
+
+
 def test_a_write_that_fails_keeps_the_old_result_and_leaves_no_part(kept: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    (file,) = kept.folder.rglob("*.json")
     for name in ("fsync", "replace"):
         with monkeypatch.context() as patch:
 
@@ -63,16 +79,16 @@ def test_a_write_that_fails_keeps_the_old_result_and_leaves_no_part(kept: Store,
                 raise OSError(28, "No space left on device")
 
             patch.setattr(*((os, "fsync") if name == "fsync" else (Path, "replace")), full)
-            with pytest.raises(StoreError, match=r"ab12\.json: No space left on device"):
+            with pytest.raises(StoreError, match=r"ab12-\w+\.json: No space left on device"):
                 kept.keep("ab12", {"files": {}})
         assert kept.recall("ab12") == PAYLOAD
-        assert [path.name for path in kept.folder.rglob("*") if path.is_file()] == ["ab12.json"]
+        assert [path for path in kept.folder.rglob("*") if path.is_file()] == [file]
     with monkeypatch.context() as patch:
         patch.setattr(json, "dump", lambda *_, **__: (_ for _ in ()).throw(KeyboardInterrupt))
         with pytest.raises(KeyboardInterrupt):
             kept.keep("ab12", {"files": {}})
     assert kept.recall("ab12") == PAYLOAD
-    assert [path.name for path in kept.folder.rglob("*") if path.is_file()] == ["ab12.json"]
+    assert [path for path in kept.folder.rglob("*") if path.is_file()] == [file]
 
 
 def test_the_order_of_names_does_not_change_a_fingerprint_and_every_value_does() -> None:

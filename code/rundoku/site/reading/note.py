@@ -7,6 +7,7 @@ from rundoku.papers.flash_attention import kernel_forward
 from rundoku.papers.flash_attention.kernel import config_for, flash_attention
 from rundoku.papers.rms_norm import kernel
 from rundoku.show import figure, publish
+from rundoku.show.colors import FAINT, PAPER
 
 # --8<-- [end:setup]
 
@@ -39,9 +40,9 @@ with figure("reading-tile", size=(6.4, 2.8)) as axes:
         for row, inside, places in zip(made["row"], made["inside"], made["packed"], strict=True):
             for column, (is_inside, place) in enumerate(zip(inside, places, strict=True)):
                 color = f"C{program}" if is_inside else "none"
-                axes.barh(row, 1, height=1, left=column, align="edge", color=color, edgecolor="0.5")
+                axes.barh(row, 1, height=1, left=column, align="edge", color=color, edgecolor=FAINT)
                 if is_inside:
-                    axes.text(column + 0.5, row + 0.5, place, ha="center", va="center")
+                    axes.text(column + 0.5, row + 0.5, place, ha="center", va="center", color=PAPER)
     axes.set(xlim=(0, COLUMNS), ylim=(2 * ROWS, 0), xlabel="Column", ylabel="Row")
     axes.set_xticks(numpy.arange(COLUMNS) + 0.5, range(COLUMNS))
     axes.set_yticks(numpy.arange(2 * ROWS) + 0.5, range(2 * ROWS))
@@ -80,9 +81,9 @@ with figure("reading-blocks", size=(4.8, 3.8)) as axes:
             if step.name == "allowed":  # it needs a mask
                 color = "C1"
             if step.name == "acc":  # it ends
-                axes.barh(top, BLOCK, height=BLOCK, left=left, align="edge", color=color, edgecolor="0.5")
-                axes.text(left + BLOCK / 2, top + BLOCK / 2, program, ha="center", va="center")
-    axes.plot((0, N, N, 0), (0, 0, N, N), color="0.5", linewidth=1)
+                axes.barh(top, BLOCK, height=BLOCK, left=left, align="edge", color=color, edgecolor=FAINT)
+                axes.text(left + BLOCK / 2, top + BLOCK / 2, program, ha="center", va="center", color=PAPER)
+    axes.plot((0, N, N, 0), (0, 0, N, N), color=FAINT, linewidth=1)
     axes.set(xlim=(0, 4 * BLOCK), ylim=(4 * BLOCK, 0), xlabel="Key", ylabel="Query", aspect="equal")
     axes.set_xticks(range(0, 4 * BLOCK + 1, BLOCK))
     axes.set_yticks(range(0, 4 * BLOCK + 1, BLOCK))
