@@ -4,6 +4,7 @@ import torch
 
 from rundoku.gpu.launch import Case, Config
 from rundoku.papers.flash_attention.kernel_backward import backward_keys_kernel, backward_queries_kernel
+from rundoku.papers.flash_attention.kernel_costs import cost_of
 from rundoku.papers.flash_attention.kernel_decode import combine_kernel, split_kernel
 from rundoku.papers.flash_attention.kernel_forward import forward_kernel
 
@@ -62,6 +63,7 @@ CONFIGS: dict[str, dict[Use, Config]] = {
         forward_64_2=(64, 64, 4, 1), queries_64_2=(64, 32, 4, 1), keys_64_2=(32, 64, 4, 1),
         forward_128_2=(64, 32, 4, 1), queries_128_2=(32, 32, 4, 1), keys_128_2=(32, 32, 4, 1),
         forward_128_4=(32, 16, 4, 1), queries_128_4=(32, 16, 4, 1), keys_128_4=(16, 16, 4, 1),
+        packed_keys_128_4=(16, 32, 8, 1),
         rows16_64_2=(16, 64, 4, 1), rows16_128_2=(16, 32, 4, 1), rows16_128_4=(16, 16, 4, 1),
         rows64_64_2=(64, 64, 4, 1), rows64_128_2=(64, 32, 4, 1), rows64_128_4=(64, 16, 4, 1),
     ),
@@ -122,4 +124,5 @@ def _case(use: Use, config: Config, packed: bool, every_option: bool) -> Case:
     }
     types = {name: kinds.get(name, "i32") for name in function.arg_names if name not in constants and name not in config.tiles}
     options = ", every option" if every_option else ""
-    return Case(f"{title}{', packed' if packed else ''}, D = {use[1]}, {dtype}{options}", function, types, config, constants)
+    name = f"{title}{', packed' if packed else ''}, D = {use[1]}, {dtype}{options}"
+    return Case(name, function, types, config, constants, cost=cost_of(*use, packed))
