@@ -21,7 +21,7 @@ hides behind the loads. The splits' own results add 8·R·B·H·N·(D + 1) bytes
 """
 
 from rundoku.gpu.launch import tl, triton
-from rundoku.papers.flash_attention.kernel_forward import LOG2E, attend, finished, key_range
+from rundoku.papers.flash_attention.kernel_forward import LOG2E, _attend, finished, key_range
 
 
 @triton.jit
@@ -61,7 +61,7 @@ def split_kernel(
     start, _, _, stop = key_range(0, n_queries - 1, n_keys, offset, left, right, BLOCK_M, HAS_LEFT, HAS_RIGHT)
     size = tl.cdiv(tl.cdiv(tl.maximum(stop - start, 0), BLOCK_M), splits) * BLOCK_M  # of a split, in whole blocks
     first = start + split * size
-    acc, total, peak = attend(
+    acc, total, peak = _attend(
         acc, total, peak, q, key + batch * stride_kb + kv_head * stride_kg, value + batch * stride_vb + kv_head * stride_vg,
         stride_km, stride_vm, queries, first, tl.minimum(first + size, stop), n_keys, offset, scale, softcap, slope, left, right,
         D, BLOCK_M, True, HAS_LEFT, HAS_RIGHT, ALIBI, SOFTCAP, PRECISION,

@@ -102,7 +102,7 @@ def sequence(batch, starts_q, starts_k, n_queries, n_keys, PACKED: tl.constexpr)
 
 
 @triton.jit
-def attend(
+def _attend(
     acc, total, peak, q, key, value, stride_km, stride_vm, rows, start, stop, n_keys, offset, scale, softcap, slope, left, right,
     D: tl.constexpr, BLOCK_M: tl.constexpr, MASKED: tl.constexpr, HAS_LEFT: tl.constexpr, HAS_RIGHT: tl.constexpr,
     ALIBI: tl.constexpr, SOFTCAP: tl.constexpr, PRECISION: tl.constexpr,
@@ -194,15 +194,15 @@ def forward_kernel(
     last = tl.minimum(block * BLOCK_N + BLOCK_N, n_queries) - 1
     start, full_start, full_stop, stop = key_range(block * BLOCK_N, last, n_keys, offset, left, right, BLOCK_M, HAS_LEFT, HAS_RIGHT)
     if HAS_LEFT:  # blocks that the window's left edge cuts
-        acc, total, peak = attend(
+        acc, total, peak = _attend(
             acc, total, peak, q, key, value, stride_km, stride_vm, rows, start, tl.minimum(full_start, full_stop),
             n_keys, offset, scale, softcap, slope, left, right, D, BLOCK_M, True, HAS_LEFT, HAS_RIGHT, ALIBI, SOFTCAP, PRECISION,
         )  # fmt: skip
-    acc, total, peak = attend(  # blocks that every row sees whole
+    acc, total, peak = _attend(  # blocks that every row sees whole
         acc, total, peak, q, key, value, stride_km, stride_vm, rows, full_start, full_stop, n_keys, offset,
         scale, softcap, slope, left, right, D, BLOCK_M, False, HAS_LEFT, HAS_RIGHT, ALIBI, SOFTCAP, PRECISION,
     )  # fmt: skip
-    acc, total, peak = attend(  # blocks that the diagonal, the window's right edge or the end of the keys cuts
+    acc, total, peak = _attend(  # blocks that the diagonal, the window's right edge or the end of the keys cuts
         acc, total, peak, q, key, value, stride_km, stride_vm, rows, full_stop, stop, n_keys, offset,
         scale, softcap, slope, left, right, D, BLOCK_M, True, HAS_LEFT, HAS_RIGHT, ALIBI, SOFTCAP, PRECISION,
     )  # fmt: skip

@@ -44,11 +44,8 @@ def test_every_call_has_a_configuration(target):
 
 def test_the_table_names_every_target():
     assert set(kernel.CONFIGS) == {*TARGETS, "other", "interpreter"}
-    assert {
-        case.config.num_warps
-        for case in kernel.compile_cases("other")
-        if case.name.startswith(("forward", "backward")) and "packed" not in case.name
-    } == {4}
+    fixed = [case for case in kernel.compile_cases("other") if "packed" not in case.name and "decode" not in case.name]
+    assert {case.config.num_warps for case in fixed} == {4}
 
 
 def test_the_benchmark_asks_for_the_right_thing():
