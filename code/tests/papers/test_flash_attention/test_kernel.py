@@ -169,3 +169,14 @@ def test_large_scores_do_not_overflow():
     out = flash_attention(q * 300, k * 300, v)
     assert out.isfinite().all()
     torch.testing.assert_close(out, attention_reference(q * 300, k * 300, v)[0], rtol=1e-3, atol=1e-3)
+
+
+def test_slopes_that_reward_distance():
+    """Scores then grow to where exp overflows, in the rows past the last query too: nothing of these may reach a gradient."""
+    generator = torch.Generator().manual_seed(0)
+    tensors = [torch.randn(1, 1, n, 16, generator=generator).to(DEVICE).requires_grad_() for n in (5, 70, 70)]
+    slopes = torch.tensor([-5.0], device=DEVICE)
+    ours, theirs = flash_attention(*tensors, slopes), attention_reference(*tensors, slopes)[0]
+    torch.testing.assert_close(ours, theirs)
+    for a, b in zip(torch.autograd.grad(ours.sum(), tensors), torch.autograd.grad(theirs.sum(), tensors), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-4)  # a score of 350 is rounded to 3e-5
