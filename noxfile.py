@@ -90,6 +90,13 @@ def bench(session: nox.Session) -> None:
     session.run("rundoku", "bench", *session.posargs)
 
 
+@nox.session
+def tune(session: nox.Session) -> None:
+    """Compile what could stand in the kernels' tables, and propose lines: `nox -s tune -- layer-norm --target sm_90`."""
+    prepare(session, "docs")
+    session.run("rundoku", "tune", *session.posargs)
+
+
 @nox.session(name="bench-build")
 def bench_build(session: nox.Session) -> None:
     """Time the building of a site of 85 notes in three languages."""

@@ -46,6 +46,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     new.add_argument("--kind", choices=("paper", "concept"), default="paper")
     bench = command(_bench, "time the kernels on this machine's GPU and record what was measured")
     bench.add_argument("rooms", nargs="*", help="all rooms with a kernel by default")
+    tune = command(_tune, "compile what could stand in the kernels' tables, and propose lines")
+    tune.add_argument("rooms", nargs="*", help="all rooms with a kernel by default")
+    tune.add_argument("--target", action="append", default=[], help="sm_80, sm_90, sm_100, gfx942; all by default")
     given = parser.parse_args(arguments)
     try:
         return given.action(given)
@@ -148,6 +151,13 @@ def _bench(given: argparse.Namespace) -> int:
     from rundoku.gpu.bench import main as bench
 
     return bench(given.rooms)
+
+
+def _tune(given: argparse.Namespace) -> int:
+    """Compile each kernel's candidates, measure them where a GPU is at hand, and propose lines; nothing is written to the source."""
+    from rundoku.gpu.tune import main as tune
+
+    return tune([*given.rooms, *(f"--target={target}" for target in given.target)])
 
 
 if __name__ == "__main__":

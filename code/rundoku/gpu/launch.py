@@ -5,7 +5,9 @@ decorated, so that the same call computes the same thing (slowly) on a CPU; whoe
 It rests on torch and triton alone: an exported kernel carries it along.
 """
 
+import itertools
 import os
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -84,6 +86,25 @@ class Case:
     constants: dict[str, Any] = field(default_factory=dict)  # constexprs besides config.tiles
     divisible: bool = True  # False: no argument is known to be divisible by 16, the worst case for vector loads
     cost: Cost | None = None  # at the size that the report states; None where it is not counted
+
+
+@dataclass(frozen=True)
+class Choice:
+    """One entry of a kernel's published table and what could stand in its place: what ``rundoku tune`` compiles and compares.
+
+    A kernel module offers ``candidates(target: str) -> list[Choice]``, in the order of its table.
+    """
+
+    name: str  # the entry, as the proposal names it: "C up to 4,096"
+    published: Config
+    others: tuple[Config, ...]  # the published one may be among them
+    cases: Callable[[Config], list[Case]]  # every kernel that a call with this entry can launch, so that a choice is right for all
+
+
+def grid(tiles: dict[str, Sequence[int]], num_warps: Sequence[int], num_stages: Sequence[int] = (1,)) -> tuple[Config, ...]:
+    """Return every combination of tile sizes, warps and stages, in a fixed order."""
+    sizes = [dict(zip(tiles, each, strict=True)) for each in itertools.product(*tiles.values())]
+    return tuple(Config(size, warps, stages) for size, warps, stages in itertools.product(sizes, num_warps, num_stages))
 
 
 def target_of(tensor: torch.Tensor) -> str:

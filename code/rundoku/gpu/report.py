@@ -73,17 +73,22 @@ class CompileError(Exception):
 
 def compile_report(module: str, targets: tuple[str, ...] = tuple(TARGETS)) -> list[Report]:
     """Compile the cases of a kernel module for ``targets`` and return what became of each; raises CompileError where one fails."""
+    return [Report(**report) for report in ask("rundoku.gpu.report", module, *targets)]
+
+
+def ask(program: str, module: str, *arguments: str) -> Any:
+    """Return what a program prints last, as JSON, when it runs in a fresh interpreter where kernels compile; raises CompileError."""
     source_root = Path(__file__).resolve().parents[2]
     path = os.pathsep.join([str(source_root), *filter(None, [os.environ.get("PYTHONPATH")])])
     done = subprocess.run(
-        [sys.executable, "-m", "rundoku.gpu.report", module, *targets],
+        [sys.executable, "-m", program, module, *arguments],
         env={**os.environ, "TRITON_INTERPRET": "0", "PYTHONPATH": path},
         capture_output=True,
         text=True,
     )
     if done.returncode:
-        raise CompileError(f"{module} did not compile for {', '.join(targets)}:\n{done.stderr.strip()[-4000:]}")
-    return [Report(**report) for report in json.loads(done.stdout.splitlines()[-1])]
+        raise CompileError(f"{module} did not compile for {', '.join(arguments)}:\n{done.stderr.strip()[-4000:]}")
+    return json.loads(done.stdout.splitlines()[-1])
 
 
 def problems(reports: list[Report]) -> list[str]:

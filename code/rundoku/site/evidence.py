@@ -1,4 +1,4 @@
-"""The pages of evidence: the ledger of claims, the kernels' compile reports, models and data, the code, and what was counted."""
+"""The pages of evidence: the ledger of claims, models and data, the code, and what was counted."""
 
 import ast
 import re
@@ -16,10 +16,9 @@ from rundoku.show.imports import imported, parse
 from rundoku.site.catalogue import LANGUAGES, CatalogueError, Entry, Paper, load_labels
 from rundoku.site.glossary import load_glossary
 from rundoku.site.lineage import modules, rooms
-from rundoku.site.parts import Context, entry_list, filters, scroll, title_of
+from rundoku.site.parts import Context, filters, scroll, title_of
 from rundoku.site.words import word
 
-REPORT = ("Kernel", "Target")  # the first columns of a table of compile reports
 VERDICTS = ("exact", "reproduced", "recorded", "not reproduced")
 DATA = "rundoku.data"
 
@@ -31,7 +30,8 @@ def items_shown(context: Context, kind: str) -> list[tuple[Entry, Paper, list[Ma
     return [(entry, paper, items) for entry, paper, items in found if items]
 
 
-def _number(value: Any, specification: str) -> str:
+def number(value: Any, specification: str) -> str:
+    """A table's cell as text: a number in its format with a minus sign, nothing for None."""
     return value if isinstance(value, str) else "" if value is None else format(value, specification).replace("-", "−")
 
 
@@ -52,7 +52,7 @@ def ledger(context: Context, *args: str) -> str:
                 f'<td><a href="{escape(context.link(entry.slug))}#claim-{item["name"]}">{escape(stated.says[context.lang])}</a>'
                 f'<br><span class="where">{escape(entry.title[context.lang].split(": ")[0])}</span></td>'
                 f'<td>{escape(stated.fact.text)}<br><span class="where">{escape(stated.fact.where)}</span></td>'
-                f'<td>{escape(_number(item["ours"], item["format"]))}<br><code class="threshold">{escape(item["threshold"])}</code></td>'
+                f'<td>{escape(number(item["ours"], item["format"]))}<br><code class="threshold">{escape(item["threshold"])}</code></td>'
                 f"<td>{_verdict(context, verdict)}</td></tr>"
             )
     if not rows:
@@ -66,30 +66,6 @@ def ledger(context: Context, *args: str) -> str:
 
 def _verdict(context: Context, verdict: str) -> str:
     return f'<span class="verdict {_class(verdict)}">{context.word(f"verdict.{verdict}")}</span>'
-
-
-def kernels(context: Context, *args: str) -> str:
-    """The compile reports of all kernels, as their notes show them, and the kernels still to be written."""
-    parts, reported = [], set()
-    for entry, _, tables in items_shown(context, "table"):
-        labels = load_labels(context.root, entry.slug)
-        for item in tables:
-            if tuple(item["columns"][:2]) != REPORT:
-                continue
-            if entry.slug not in reported:
-                parts.append(f'<h2 id="{entry.slug}">{title_of(context, entry, short=True)}</h2>')
-            reported.add(entry.slug)
-            rows = []
-            for row in item["rows"]:
-                pairs = zip(row, item["formats"], strict=True)
-                cells = (labels.translate(one, context.lang) if isinstance(one, str) else _number(one, spec) for one, spec in pairs)
-                rows.append("<tr>" + " ".join(f"<td>{escape(text)}</td>" for text in cells) + "</tr>")
-            head = [escape(labels.translate(column, context.lang)) for column in item["columns"]]
-            parts.append(scroll(head, rows, escape(entry.title[context.lang]), "report"))
-    planned = [entry for entry in context.catalogue.entries if entry.kernel and entry.slug not in reported]
-    none = "" if reported else f"<p>{context.word('kernels.none')}</p>"
-    rest = f'<h2 id="planned">{context.word("kernels.planned")}</h2>{entry_list(context, planned)}' if planned else ""
-    return none + "".join(parts) + rest
 
 
 def figure(context: Context, *args: str) -> str:

@@ -43,7 +43,8 @@ def _spoken(call: ast.Call, word: str, found: Said) -> None:
         if found.publishes is not None:
             found.publishes = None if None in names else found.publishes | {name for name in names if name}
         return
-    names_of = {"figure": found.figures, "table": found.tables, "compile_table": found.tables, "claim": found.claims}
+    tables = dict.fromkeys(("table", "compile_table", "cost_table"), found.tables)
+    names_of = {"figure": found.figures, **tables, "claim": found.claims}
     if word not in names_of:
         return
     name = next((text for text in map(_text, call.args[:1])), None)

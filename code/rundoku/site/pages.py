@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Callable
 from html import escape
 
-from rundoku.site import evidence
+from rundoku.site import evidence, kernels
 from rundoku.site.catalogue import CatalogueError, Entry
 from rundoku.site.lineage import lineage as rooms_imported
 from rundoku.site.made import copies, copy_name
@@ -171,7 +171,7 @@ FENCES: dict[str, Callable[..., str]] = {
     "bibtex": bibtex,
     "downloads": downloads,
     "ledger": evidence.ledger,
-    "kernels": evidence.kernels,
+    "kernels": kernels.kernels,
     "data": evidence.data,
     "glossary": evidence.glossary,
     "api": evidence.api,

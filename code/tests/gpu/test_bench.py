@@ -9,10 +9,10 @@ from dataclasses import replace
 import pytest
 import torch
 
-from rundoku.gpu import bench, records, show
+from rundoku.gpu import bench, kept, records, show
 from rundoku.gpu.bench import Bench, WrongKernel, measure
 from rundoku.gpu.check import error, twice_rule
-from rundoku.gpu.report import Report
+from rundoku.gpu.report import CompileError, Report
 from rundoku.show import record as recording
 from rundoku.show.experiments import source_digest
 
@@ -122,10 +122,14 @@ def test_the_rule_allows_twice_plain_torchs_error_and_no_more():
         error(torch.zeros(3), exact)
 
 
-def test_the_table_on_a_page_rests_on_the_kernels_source(monkeypatch):
-    report = Report("forward", "sm_90", {"ROWS": 2, "BLOCK": 64}, 4, 2, 40, 0, 1024, 232448, 0, "wgmma.mma_async", 8, 0.75)
+REPORT = Report("forward", "sm_90", {"ROWS": 2, "BLOCK": 64}, 4, 2, 40, 0, 1024, 232448, 0, "wgmma.mma_async", 8, 0.75)
+
+
+def test_the_table_on_a_page_rests_on_the_kernels_source(monkeypatch, tmp_path):
+    monkeypatch.setenv("RUNDOKU_STORE", str(tmp_path))
+    report = REPORT
     others = [replace(report, case="backward"), replace(report, tiles={"ROWS": 2, "BLOCK": 32})]
-    monkeypatch.setattr(show, "compile_report", lambda module: [report, *others])
+    monkeypatch.setattr(kept, "compile_report", lambda module: [report, *others])
     listening = recording.Recording()
     recording.listen(listening)
     try:
@@ -138,4 +142,41 @@ def test_the_table_on_a_page_rests_on_the_kernels_source(monkeypatch):
     item = listening.items[0]
     assert item["columns"] == list(show.COLUMNS)
     assert item["rows"] == [["forward", "sm_90", "2 × 64", 4, 40, 0, 1024, 232448, 8, 0.75]]
+    assert item["summary"] == show.summary([report, *others])
     assert any(path.name == "launch.py" for path in listening.opened)
+
+
+@pytest.mark.parametrize(("planted", "says"), [({"spill": 8}, "spills 8 bytes"), ({"shared": 232449}, "232449 bytes of shared memory")])
+def test_a_page_does_not_show_a_table_with_what_must_not_be_published(monkeypatch, tmp_path, planted, says):
+    monkeypatch.setenv("RUNDOKU_STORE", str(tmp_path))
+    monkeypatch.setattr(kept, "compile_report", lambda module: [REPORT, replace(REPORT, **planted)])
+    with pytest.raises(CompileError, match=f"(?s)rundoku.gpu.launch publishes what must not be published:.*forward on sm_90.*{says}"):
+        show.compile_table("compiled", "rundoku.gpu.launch")
+
+
+def test_what_the_roofline_allows_is_a_row_a_case_with_every_card(monkeypatch):
+    states = {"size": "N = 4,096", "dtype": "float32", "intensity": 1.25, "bound": "memory"}
+    memory = replace(REPORT, **states, peak_share=0.1)
+    reports = [replace(memory, target=name, peak_share=share) for name, share in (("sm_80", 0.2), ("gfx942", 0.05))]
+    dense = replace(memory, case="dense", intensity=900.0, bound="compute", peak_share=1.0)
+    monkeypatch.setattr(show, "compiled", lambda module: [*reports, dense, replace(REPORT, case="uncounted")])
+    listening = recording.Recording()
+    recording.listen(listening)
+    try:
+        assert show.cost_table("costs", "m", cases=("forward", "dense")) == [*reports, dense]
+        with pytest.raises(ValueError, match="none of which states a cost"):
+            show.cost_table("none", "m", cases=("uncounted",))
+        with pytest.raises(ValueError, match="cases: got 'sideways'"):
+            show.cost_table("none", "m", cases=("sideways",))
+    finally:
+        recording.listen(None)
+    assert listening.items[0]["rows"] == [
+        ["forward", "N\u00a0=\u00a04,096", 1.25, "memory", 0.2, None, None, 0.05],
+        ["dense", "N\u00a0=\u00a04,096", 900.0, "compute", None, 1.0, None, None],
+    ]
+    assert show.summary(show.compiled("m")) == {
+        "reports": 4, "intensity": [1.25, 900.0], "bound": ["memory", "compute"], "occupancy": 0.75, "target": "sm_80",
+        "tensor_core": ["wgmma.mma_async"],
+    }  # fmt: skip
+    assert show.summary([replace(REPORT, tensor_core="", occupancy=0.5), REPORT])["occupancy"] == 0.5
+    assert show.summary([replace(REPORT, tensor_core="")])["intensity"] == []

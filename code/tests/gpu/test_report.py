@@ -72,6 +72,18 @@ def test_a_spill_is_a_problem(cases):
     assert "matmul on sm_80" in problems([report])[0]
 
 
+def test_a_spilling_entry_that_is_planted_in_a_published_table_is_found(tmp_path, monkeypatch):
+    (tmp_path / "planted.py").write_text(
+        "from rundoku.gpu.launch import Config\nfrom rundoku.papers.layer_norm import kernel\n\n\n"
+        "def compile_cases(target):\n"
+        "    kernel.CONFIGS[target] = (Config({'ROWS': 1, 'COLUMNS': 16_384}, num_warps=1, num_stages=1),)\n"
+        "    return [case for case in kernel.compile_cases(target) if case.name == 'forward, bf16']\n"
+    )
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    (found,) = problems(compile_report("planted", ("sm_80",)))
+    assert found.startswith("forward, bf16 on sm_80 ({'ROWS': 1, 'COLUMNS': 16384}, 1 warps, 1 stages): spills ")
+
+
 def test_more_shared_memory_than_the_target_has_is_a_problem_though_it_compiles(cases):
     (report,) = cases("overflows", "gfx942")
     assert report.shared > 64 * 1024

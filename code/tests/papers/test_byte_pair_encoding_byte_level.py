@@ -1,5 +1,6 @@
 """Byte-level BPE with the real vocabularies of GPT-2 and SmolLM2, against tokenizers, the library regex and published ids."""
 
+import pickle
 import unicodedata
 from functools import cache
 
@@ -129,6 +130,12 @@ def test_gpt2s_vocabulary_follows_from_its_merges():
     found = gpt2_vocabulary.vocabulary()
     assert byte_vocabulary(found["merges"], found["special_tokens"]) == found["vocabulary"]
     assert len(ours("gpt2")) == 50_257 and len(ours("smollm2")) == 49_152
+
+
+def test_it_can_be_pickled_after_use():  # worker processes get their tokenizer so
+    made = ours("gpt2")
+    ids = made.encode("Hello world")
+    assert pickle.loads(pickle.dumps(made)).encode("Hello world") == ids == PUBLISHED["Hello world"]
 
 
 def test_the_longest_special_token_wins():

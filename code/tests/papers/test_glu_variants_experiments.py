@@ -42,7 +42,7 @@ def test_costs_are_those_of_the_matrices():
 
 def test_traffic_is_counted_by_the_formulas_of_the_kernel():
     pytest.importorskip("triton", reason="the fused gate needs triton, which exists for Linux")
-    found, wide, narrow = experiments.traffic(d_model=10, d_ff=24), 24, 16
+    found, wide, narrow = benchmarks.traffic(d_model=10, d_ff=24), 24, 16
     assert found["SwiGLU, fused"].as_dict() == {"forward": 3 * narrow, "backward": 5 * narrow, "kept": 3 * narrow}
     assert found["SwiGLU"].as_dict() == {"forward": 5 * narrow, "backward": 9 * narrow, "kept": 4 * narrow}
     assert found["GELU"].as_dict() == {"forward": 2 * wide, "backward": 3 * wide, "kept": 2 * wide}

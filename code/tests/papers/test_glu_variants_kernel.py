@@ -9,6 +9,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from layouts import LAYOUTS, laid_out
 
 triton = pytest.importorskip("triton", reason="the kernels need triton, which exists for Linux")
 
@@ -21,7 +22,6 @@ from rundoku.papers.glu_variants.kernel import gated, reference  # noqa: E402
 
 DEVICE = "cpu" if INTERPRETED else "cuda"
 DTYPES = [torch.float32, torch.float16] if INTERPRETED else [torch.float32, torch.float16, torch.bfloat16]
-NAMES = ("h", "gradient of gate", "gradient of up")
 pytestmark = pytest.mark.filterwarnings("ignore:overflow encountered")  # numpy's, under the interpreter: a GPU says nothing of it either
 
 
@@ -43,17 +43,19 @@ def plain(gate, up, activation):
     return reference(gate, up, activation, upcast=False)
 
 
-def run(compute, gate, up, gradient, activation):
-    """Return the output of one way to compute and the gradients of both inputs."""
+def run(compute, gate, up, gradient, activation, asked=("gate", "up")):
+    """Return the output of one way to compute and the gradients that are asked for."""
     double = compute is reference
-    own = [(tensor.double() if double else tensor).detach().requires_grad_() for tensor in (gate, up)]  # strides stay
+    own = [(tensor.double() if double else tensor).detach() for tensor in (gate, up)]  # strides stay
+    wanted = [tensor.requires_grad_() for name, tensor in zip(("gate", "up"), own) if name in asked]
     hidden = compute(*own, activation)
-    return [hidden.detach(), *torch.autograd.grad(hidden, own, gradient.to(hidden.dtype))]
+    return [hidden.detach(), *(torch.autograd.grad(hidden, wanted, gradient.to(hidden.dtype)) if wanted else ())]
 
 
-def assert_right(gate, up, gradient, activation):
-    found, theirs, wanted = (run(way, gate, up, gradient, activation) for way in (gated, plain, reference))
-    for name, one, other, truth in zip(NAMES, found, theirs, wanted):
+def assert_right(gate, up, gradient, activation, asked=("gate", "up")):
+    found, theirs, wanted = (run(way, gate, up, gradient, activation, asked) for way in (gated, plain, reference))
+    names = ["h", *(f"gradient of {name}" for name in ("gate", "up") if name in asked)]
+    for name, one, other, truth in zip(names, found, theirs, wanted, strict=True):
         assert one.dtype == gate.dtype
         assert one.shape == truth.shape
         wrong = twice_rule(one, other, truth)
@@ -78,16 +80,19 @@ def test_ragged_widths(dtype, width, rows):
     assert_right_at((rows, width), dtype, "silu")
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=80, deadline=None)
 @given(
     shape=st.lists(st.integers(0, 5), max_size=3).flatmap(lambda lead: st.integers(1, 300).map(lambda width: (*lead, width))),
     dtype=st.sampled_from(DTYPES),
     activation=st.sampled_from(list(ACTIVATIONS)),
     scale=st.sampled_from([0.01, 1.0, 20.0]),
+    layouts=st.tuples(*[st.sampled_from(LAYOUTS)] * 3),
+    asked=st.sets(st.sampled_from(["gate", "up"])),
     seed=st.integers(0, 1000),
 )
-def test_any_shape(shape, dtype, activation, scale, seed):
-    assert_right_at(shape, dtype, activation, seed=seed, scale=scale)
+def test_any_call(shape, dtype, activation, scale, layouts, asked, seed):
+    made = [make(*shape, dtype=dtype, seed=seed + i, scale=scale if i == 0 else 1.0) for i in range(3)]
+    assert_right(*map(laid_out, made, layouts), activation, asked)
 
 
 VIEWS = {
@@ -234,6 +239,10 @@ X = torch.ones(2, 4, device=DEVICE)
         (lambda: gated(X[:, :0], X[:, :0]), r"gate: got .*\(2, 0\).*F at least 1"),
         (lambda: gated(torch.ones((), device=DEVICE), X), "gate: got .*F at least 1"),
         (lambda: gated(X, torch.ones(2, 4, device="meta")), "up: got .*on meta, expected the device"),
+        (lambda: gated(X, None), "up: got None, expected a dense torch.Tensor"),
+        (lambda: gated(X.long(), X), r"gate: got .*int64.*expected one of torch\.float16, torch\.bfloat16, torch\.float32"),
+        (lambda: gated(X, X[:, :3]), r"up: got .*\(2, 3\).*the shape \(2, 4\) of gate"),
+        (lambda: gated(X, X, None), "activation: got None, expected one of sigmoid, identity, relu"),
         (lambda: gated([1.0], X), r"gate: got \[1.0\], expected a dense torch.Tensor"),
     ],
 )

@@ -9,6 +9,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from layouts import LAYOUTS, laid_out
 from torch.nn import functional as F
 
 triton = pytest.importorskip("triton", reason="the kernels need triton, which exists for Linux")
@@ -53,25 +54,35 @@ def exact(x, weight, bias, residual, eps):
     return reference(x, weight, bias, eps, residual)
 
 
-def run(compute, inputs, gradients, eps):
-    """Return the outputs of one way to compute and the gradients of every input that there is."""
+NAMES = ("x", "weight", "bias", "residual")
+
+
+def run(compute, inputs, gradients, eps, asked=NAMES):
+    """Return the outputs of one way to compute and the gradients of every input that there is and that is asked for."""
     double = compute is exact
-    own = [None if tensor is None else (tensor.double() if double else tensor).detach().clone().requires_grad_() for tensor in inputs]
+    own = [None if tensor is None else (tensor.double() if double else tensor).detach() for tensor in inputs]  # strides stay
+    wanted = [tensor.requires_grad_() for name, tensor in zip(NAMES, own) if tensor is not None and name in asked]
     y, h = compute(*own, eps)
     outputs = [y, h] if own[3] is not None else [y]
-    wanted = [tensor for tensor in own if tensor is not None]
-    given_gradients = [gradient.to(output.dtype) for output, gradient in zip(outputs, gradients)]
-    return [output.detach() for output in outputs], torch.autograd.grad(outputs, wanted, given_gradients)
+    pairs = [(output, gradient.to(output.dtype)) for output, gradient in zip(outputs, gradients) if output.requires_grad]
+    found = torch.autograd.grad([output for output, _ in pairs], wanted, [gradient for _, gradient in pairs]) if wanted else ()
+    return [output.detach() for output in outputs], found
 
 
-def assert_right(shape, dtype, *, gain=True, bias=True, residual=True, eps=1e-5, seed=0, scale=1.0, shift=0.0, gain_dtype=None):
+def assert_right(
+    shape, dtype, *, gain=True, bias=True, residual=True, eps=1e-5, seed=0, scale=1.0, shift=0.0, gain_dtype=None, asked=NAMES, layouts=()
+):
     made = [make(*shape, dtype=dtype, seed=seed, scale=scale, shift=shift)]
     made += [make(shape[-1], dtype=gain_dtype or dtype, seed=seed + i) if given else None for i, given in ((1, gain), (2, bias))]
     made += [make(*shape, dtype=dtype, seed=seed + 3) if residual else None]
     gradients = [make(*shape, dtype=dtype, seed=seed + i) for i in (4, 5)]
+    for place, layout in zip((0, 3), layouts):
+        made[place] = None if made[place] is None else laid_out(made[place], layout)
+    gradients = [laid_out(gradient, layout) for gradient, layout in zip(gradients, layouts[2:] or ["contiguous"] * 2)]
     names = ["y", "h"] if residual else ["y"]
-    names += [f"gradient of {name}" for name, tensor in zip(("x", "weight", "bias", "residual"), made) if tensor is not None]
-    found, theirs, wanted = ([*outputs, *grads] for outputs, grads in (run(way, made, gradients, eps) for way in (ours, plain, exact)))
+    names += [f"gradient of {name}" for name, tensor in zip(NAMES, made) if tensor is not None and name in asked]
+    ways = (run(way, made, gradients, eps, asked) for way in (ours, plain, exact))
+    found, theirs, wanted = ([*outputs, *grads] for outputs, grads in ways)
     assert len(found) == len(names)
     h = made[0].double() + (made[3].double() if residual else 0)
     largest = gradients[0].abs().max().item() * (made[1].abs().max().item() if gain else 1)
@@ -130,16 +141,20 @@ def test_the_least_gradient_of_a_constant_row():
     assert torch.equal(x.grad, torch.zeros_like(x))
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=60, deadline=None)
 @given(
-    shape=st.lists(st.integers(1, 6), max_size=2).flatmap(lambda lead: st.integers(1, 300).map(lambda width: (*lead, width))),
+    shape=st.lists(st.integers(1, 4), max_size=2).flatmap(lambda lead: st.integers(1, 150).map(lambda width: (*lead, width))),
     dtype=st.sampled_from(DTYPES),
+    gain_dtype=st.sampled_from(DTYPES),
     parts=st.tuples(st.booleans(), st.booleans(), st.booleans()),
+    layouts=st.tuples(*[st.sampled_from(LAYOUTS)] * 4),
+    asked=st.sets(st.sampled_from(NAMES)),
     eps=st.sampled_from([1e-6, 1e-5, 1e-2]),
     seed=st.integers(0, 1000),
 )
-def test_any_shape(shape, dtype, parts, eps, seed):
-    assert_right(shape, dtype, gain=parts[0], bias=parts[1], residual=parts[2], eps=eps, seed=seed)
+def test_any_call(shape, dtype, gain_dtype, parts, layouts, asked, eps, seed):
+    given_parts = dict(zip(("gain", "bias", "residual"), parts))
+    assert_right(shape, dtype, gain_dtype=gain_dtype, layouts=layouts, asked=asked, eps=eps, seed=seed, **given_parts)
 
 
 @pytest.mark.parametrize(
@@ -161,7 +176,7 @@ def test_strided_inputs_and_gradients(view):
     own = [x.contiguous(), weight, None, residual.contiguous()]
     wanted = run(ours, own, [view(other).contiguous(), view(base).contiguous()], 1e-5)
     torch.testing.assert_close(found, wanted, rtol=0, atol=0)
-    strided = view(base).detach().requires_grad_()  # run() clones; here the strides reach the kernel
+    strided = view(base).detach().requires_grad_()
     assert torch.equal(layer_norm(strided, weight), layer_norm(strided.contiguous(), weight))
     (gradient,) = torch.autograd.grad(layer_norm(strided, weight).sum(), strided)  # a gradient with strides 0
     torch.testing.assert_close(
@@ -258,6 +273,14 @@ X = torch.ones(2, 4, device=DEVICE)
         (lambda: layer_norm(X, torch.ones(4, device="meta")), "weight: got .*on meta, expected the device"),
         (lambda: layer_norm(X, eps=0.0), "eps: got 0.0, expected a positive float"),
         (lambda: layer_norm(X, eps=1), "eps: got 1, expected a positive float"),
+        (lambda: layer_norm(X, eps=float("nan")), "eps: got nan, expected a positive float"),
+        (lambda: layer_norm(X, eps=float("inf")), "eps: got inf, expected a positive float"),
+        (lambda: layer_norm(X.long()), r"x: got .*int64.*expected one of torch\.float16, torch\.bfloat16, torch\.float32"),
+        (lambda: layer_norm(X, X), r"weight: got .*\(2, 4\).*contiguous, of shape \(4,\)"),
+        (lambda: layer_norm(X, 1.0), r"weight: got 1.0, expected a dense torch.Tensor"),
+        (lambda: layer_norm(X, None, torch.ones(3, device=DEVICE)), r"bias: got .*\(3,\).*contiguous, of shape \(4,\)"),
+        (lambda: add_layer_norm(X, None), "residual: got None, expected a dense torch.Tensor"),
+        (lambda: add_layer_norm(X, torch.ones(2, 4, device="meta")), "residual: got .*on meta, expected the device"),
         (lambda: add_layer_norm(X, X[:1]), r"residual: got .*\(1, 4\).*the shape \(2, 4\) of x"),
         (lambda: add_layer_norm(X, X.half()), r"residual: got .*expected one of torch\.float32"),
         (lambda: layer_norm([1.0]), r"x: got \[1.0\], expected a dense torch.Tensor"),

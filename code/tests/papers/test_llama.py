@@ -222,6 +222,8 @@ def test_a_cache_or_mask_that_does_not_fit_is_refused(model):
             model(ids, torch.ones(2, 3))
         with pytest.raises(ValueError, match="cache: it has 1 layers; expected 2"):
             model(ids, cache=KVCache(LlamaConfig(31, 12, 1, 4, 2, 20, 6), 2))
+        with pytest.raises(ValueError, match=r"cache: it holds torch.float64 on cpu; expected torch.float32 on cpu, as the keys are"):
+            model(ids, cache=KVCache(TINY, 2, dtype=torch.float64))
     for arguments, message in (((TINY, 0), "batch_size: got 0"), ((TINY, 1, 25), "capacity: got 25; expected 1 to max_length = 24")):
         with pytest.raises(ValueError, match=message):
             KVCache(*arguments)

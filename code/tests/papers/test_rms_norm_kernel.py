@@ -9,6 +9,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from layouts import LAYOUTS, laid_out
 from torch.nn import functional as F
 
 triton = pytest.importorskip("triton", reason="the kernels need triton, which exists for Linux")
@@ -17,6 +18,7 @@ from rundoku.gpu.check import twice_rule  # noqa: E402 after the check for trito
 from rundoku.gpu.launch import INTERPRETED  # noqa: E402
 from rundoku.gpu.report import compile_report, problems  # noqa: E402
 from rundoku.gpu.targets import TARGETS  # noqa: E402
+from rundoku.papers.layer_norm import kernel as layer_norm_kernel  # noqa: E402
 from rundoku.papers.rms_norm import kernel  # noqa: E402
 from rundoku.papers.rms_norm.kernel import reference, rms_norm  # noqa: E402
 
@@ -52,24 +54,32 @@ def exact(x, weight, residual, eps):
     return reference(x, weight, eps, residual)
 
 
-def run(compute, inputs, gradients, eps):
-    """Return the outputs of one way to compute and the gradients of every input that there is."""
+NAMES = ("x", "weight", "residual")
+
+
+def run(compute, inputs, gradients, eps, asked=NAMES):
+    """Return the outputs of one way to compute and the gradients of every input that there is and that is asked for."""
     double = compute is exact
-    own = [None if tensor is None else (tensor.double() if double else tensor).detach().clone().requires_grad_() for tensor in inputs]
+    own = [None if tensor is None else (tensor.double() if double else tensor).detach() for tensor in inputs]  # strides stay
+    wanted = [tensor.requires_grad_() for name, tensor in zip(NAMES, own) if tensor is not None and name in asked]
     y, h = compute(*own, eps)
     outputs = [y, h] if own[2] is not None else [y]
-    wanted = [tensor for tensor in own if tensor is not None]
-    given_gradients = [gradient.to(output.dtype) for output, gradient in zip(outputs, gradients)]
-    return [output.detach() for output in outputs], torch.autograd.grad(outputs, wanted, given_gradients)
+    pairs = [(output, gradient.to(output.dtype)) for output, gradient in zip(outputs, gradients) if output.requires_grad]
+    found = torch.autograd.grad([output for output, _ in pairs], wanted, [gradient for _, gradient in pairs]) if wanted else ()
+    return [output.detach() for output in outputs], found
 
 
-def assert_right(shape, dtype, *, gain=True, residual=True, eps=1e-6, seed=0, scale=1.0, gain_dtype=None):
+def assert_right(shape, dtype, *, gain=True, residual=True, eps=1e-6, seed=0, scale=1.0, gain_dtype=None, asked=NAMES, layouts=()):
     made = [make(*shape, dtype=dtype, seed=seed, scale=scale), make(shape[-1], dtype=gain_dtype or dtype, seed=seed + 1) if gain else None]
     made += [make(*shape, dtype=dtype, seed=seed + 2) if residual else None]
     gradients = [make(*shape, dtype=dtype, seed=seed + i) for i in (3, 4)]
+    for place, layout in zip((0, 2), layouts):
+        made[place] = None if made[place] is None else laid_out(made[place], layout)
+    gradients = [laid_out(gradient, layout) for gradient, layout in zip(gradients, layouts[2:] or ["contiguous"] * 2)]
     names = ["y", "h"] if residual else ["y"]
-    names += [f"gradient of {name}" for name, tensor in zip(("x", "weight", "residual"), made) if tensor is not None]
-    found, theirs, wanted = ([*outputs, *grads] for outputs, grads in (run(way, made, gradients, eps) for way in (ours, plain, exact)))
+    names += [f"gradient of {name}" for name, tensor in zip(NAMES, made) if tensor is not None and name in asked]
+    ways = (run(way, made, gradients, eps, asked) for way in (ours, plain, exact))
+    found, theirs, wanted = ([*outputs, *grads] for outputs, grads in ways)
     assert len(found) == len(names)
     h = made[0].double() + (made[2].double() if residual else 0)
     largest = gradients[0].abs().max().item() * (made[1].abs().max().item() if gain else 1)
@@ -99,7 +109,7 @@ def test_wide_rows_whose_gradient_sum_has_a_kernel_of_its_own(rows, width, dtype
 
 
 def test_more_rows_than_programs_in_backward(monkeypatch):
-    monkeypatch.setattr(kernel, "PROGRAMS", 3)
+    monkeypatch.setattr(layer_norm_kernel, "PROGRAMS", 3)
     assert_right((200, 65), torch.float32)
     monkeypatch.setattr(kernel, "SPLIT_ABOVE", 64)
     assert_right((200, 65), torch.float32)
@@ -122,16 +132,20 @@ def test_a_row_of_zeros():
     torch.testing.assert_close(x.grad, torch.full_like(x, 1e3))  # 1 / √eps: nothing else divides
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=60, deadline=None)
 @given(
-    shape=st.lists(st.integers(1, 6), max_size=2).flatmap(lambda lead: st.integers(1, 300).map(lambda width: (*lead, width))),
+    shape=st.lists(st.integers(1, 4), max_size=2).flatmap(lambda lead: st.integers(1, 150).map(lambda width: (*lead, width))),
     dtype=st.sampled_from(DTYPES),
+    gain_dtype=st.sampled_from(DTYPES),
     parts=st.tuples(st.booleans(), st.booleans()),
+    layouts=st.tuples(*[st.sampled_from(LAYOUTS)] * 4),
+    asked=st.sets(st.sampled_from(NAMES)),
     eps=st.sampled_from([1e-6, 1e-5, 1e-2]),
     seed=st.integers(0, 1000),
 )
-def test_any_shape(shape, dtype, parts, eps, seed):
-    assert_right(shape, dtype, gain=parts[0], residual=parts[1], eps=eps, seed=seed)
+def test_any_call(shape, dtype, gain_dtype, parts, layouts, asked, eps, seed):
+    given_parts = dict(zip(("gain", "residual"), parts))
+    assert_right(shape, dtype, gain_dtype=gain_dtype, layouts=layouts, asked=asked, eps=eps, seed=seed, **given_parts)
 
 
 @pytest.mark.parametrize(
@@ -152,7 +166,7 @@ def test_strided_inputs_and_gradients(view):
     found = run(ours, [x, weight, residual], [view(other), view(base)], 1e-6)
     wanted = run(ours, [x.contiguous(), weight, residual.contiguous()], [view(other).contiguous(), view(base).contiguous()], 1e-6)
     torch.testing.assert_close(found, wanted, rtol=0, atol=0)
-    strided = view(base).detach().requires_grad_()  # run() clones; here the strides reach the kernel
+    strided = view(base).detach().requires_grad_()
     assert torch.equal(rms_norm(strided, weight), rms_norm(strided.contiguous(), weight))
     (gradient,) = torch.autograd.grad(rms_norm(strided, weight).sum(), strided)  # a gradient with strides 0
     (wanted,) = torch.autograd.grad(F.rms_norm(strided, weight.shape, weight, 1e-6).sum(), strided)
@@ -246,6 +260,13 @@ X = torch.ones(2, 4, device=DEVICE)
         (lambda: rms_norm(X, torch.ones(4, device="meta")), "weight: got .*on meta, expected the device"),
         (lambda: rms_norm(X, eps=0.0), "eps: got 0.0, expected a positive float"),
         (lambda: rms_norm(X, eps=1), "eps: got 1, expected a positive float"),
+        (lambda: rms_norm(X, eps=float("nan")), "eps: got nan, expected a positive float"),
+        (lambda: rms_norm(X, eps=float("inf")), "eps: got inf, expected a positive float"),
+        (lambda: rms_norm(X.long()), r"x: got .*int64.*expected one of torch\.float16, torch\.bfloat16, torch\.float32"),
+        (lambda: rms_norm(X, X), r"weight: got .*\(2, 4\).*contiguous, of shape \(4,\)"),
+        (lambda: rms_norm(X, 1.0), r"weight: got 1.0, expected a dense torch.Tensor"),
+        (lambda: rms_norm(X, residual=2.0), "residual: got 2.0, expected a dense torch.Tensor"),
+        (lambda: rms_norm(X, residual=torch.ones(2, 4, device="meta")), "residual: got .*on meta, expected the device"),
         (lambda: rms_norm(X, residual=X[:1]), r"residual: got .*\(1, 4\).*the shape \(2, 4\) of x"),
         (lambda: rms_norm(X, residual=X.half()), r"residual: got .*expected one of torch\.float32"),
         (lambda: rms_norm([1.0]), r"x: got \[1.0\], expected a dense torch.Tensor"),

@@ -9,6 +9,8 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from layouts import LAYOUTS as PLACES
+from layouts import laid_out
 
 triton = pytest.importorskip("triton", reason="the kernels need triton, which exists for Linux")
 
@@ -86,13 +88,33 @@ def test_grouped_heads_and_positions_of_each_sequence(layout, heads, groups):
     assert_right(2, heads, groups, 33, 20, torch.float32, layout, own_positions=True)
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=60, deadline=None)
 @given(
     batch=st.integers(1, 3), heads=st.integers(1, 6), groups=st.integers(1, 6), length=st.integers(1, 80), half=st.integers(1, 40),
-    dtype=st.sampled_from(DTYPES), layout=st.sampled_from(LAYOUTS), own_positions=st.booleans(), seed=st.integers(0, 1000),
+    dtypes=st.tuples(st.sampled_from(DTYPES), st.sampled_from(DTYPES)), layout=st.sampled_from(LAYOUTS), own_positions=st.booleans(),
+    places=st.tuples(*[st.sampled_from(PLACES)] * 6), asked=st.sets(st.sampled_from([0, 1])), seed=st.integers(0, 1000),
 )  # fmt: skip
-def test_any_shape(batch, heads, groups, length, half, dtype, layout, own_positions, seed):
-    assert_right(batch, heads, groups, length, 2 * half, dtype, layout, own_positions=own_positions, seed=seed)
+def test_any_call(batch, heads, groups, length, half, dtypes, layout, own_positions, places, asked, seed):
+    shapes = [(batch, heads, length, 2 * half), (batch, groups, length, 2 * half)]
+    made = [make(*shape, dtype=dtype, seed=seed + i) for i, (shape, dtype) in enumerate(zip(shapes * 2, dtypes * 2))]
+    query, key, *gradients = map(laid_out, made, places)
+    cos, sin = map(laid_out, tables(batch if own_positions else None, length, 2 * half, seed), places[4:])
+
+    def computed(way):
+        own = [query.detach(), key.detach()]
+        wanted = [own[i].requires_grad_() for i in sorted(asked)]
+        outputs = way(*own)
+        pairs = [(output, gradient.to(output.dtype)) for output, gradient in zip(outputs, gradients) if output.requires_grad]
+        found = torch.autograd.grad([output for output, _ in pairs], wanted, [gradient for _, gradient in pairs]) if wanted else ()
+        return [output.detach() for output in outputs] + list(found)
+
+    ours = computed(lambda q, k: rotary(q, k, cos, sin, layout))
+    plain = computed(lambda q, k: reference(q, k, cos, sin, layout, upcast=False))
+    exact = computed(lambda q, k: reference(q, k, cos, sin, layout))
+    for place, one, other, truth in zip((0, 1, *sorted(asked)), ours, plain, exact, strict=True):
+        assert one.dtype == dtypes[place]
+        wrong = twice_rule(one, other, truth)
+        assert wrong is None, f"{place} at {tuple(truth.shape)}, {layout}: {wrong}"
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
@@ -232,6 +254,14 @@ COS, SIN = tables(None, 5, 6)
         (lambda: rotary(Q, K, COS.expand(2, 1, 5, 3), SIN), r"cos: got .*\(2, 1, 5, 3\)"),
         (lambda: rotary(Q, K, COS, SIN.clone().requires_grad_()), "sin: got .*expected a constant"),
         (lambda: rotary(Q, K, COS, SIN, "neox"), "layout: got 'neox', expected one of half, interleaved"),
+        (lambda: rotary(Q, None, COS, SIN), "key: got None, expected a dense torch.Tensor"),
+        (lambda: rotary(Q, K.long(), COS, SIN), r"key: got .*int64.*expected one of torch\.float16, torch\.bfloat16, torch\.float32"),
+        (lambda: rotary(Q, K[0], COS, SIN), r"key: got .*\(1, 5, 6\).*shape \(2, G, 5, 6\)"),
+        (lambda: rotary(Q, K[:, :0], COS, SIN), "key: got .*G at least 1"),
+        (lambda: rotary(Q[..., :0], K, COS, SIN), "query: got .*D even, from 2 to 512"),
+        (lambda: rotary(Q, K, None, SIN), "cos: got None, expected a dense torch.Tensor"),
+        (lambda: rotary(Q, K, COS, torch.ones(5, 3, device="meta")), "sin: got .*on meta, expected the device"),
+        (lambda: rotary(Q, K, COS.clone().requires_grad_(), SIN), "cos: got .*expected a constant"),
         (lambda: rotary([1.0], K, COS, SIN), r"query: got \[1.0\], expected a dense torch.Tensor"),
     ],
 )

@@ -141,6 +141,14 @@ room.merge_adapters(model)
 similar = room.subspace_similarity(torch.randn(3, 8), torch.randn(2, 8))
 result = {"out": out, "grads": grads, "state": state, "merged": model(tokens), "similar": similar}
 """,
+    "lora.kernel": """
+x, weight = torch.randn(2, 3, 33, requires_grad=True), torch.randn(20, 33)
+a, b, bias = torch.randn(5, 33, requires_grad=True), torch.randn(20, 5, requires_grad=True), torch.randn(20, requires_grad=True)
+y = room.lora_linear(x, weight, a, b, 0.5, bias)
+grads = torch.autograd.grad(y.square().sum(), (x, a, b, bias))
+half = room.lora_linear(x.detach().half(), weight.half(), a.detach(), b.detach(), 2)
+result = {"y": y, "grads": list(grads), "half": half, "exact": room.reference(x, weight, a, b, 0.5, bias)}
+""",
     "rms-norm": """
 layer, part = room.RMSNorm(6), room.RMSNorm(6, partial=0.3)
 x = torch.randn(3, 5, 6, requires_grad=True)

@@ -62,7 +62,7 @@ def written(site: Site) -> Site:
     site.write(
         "notes/small-net/labels.yml",
         "figures: {curve: {caption: {en: C <1>, ja: 図, zh: 图}, alt: {en: A, ja: あ, zh: 甲}}}\n"
-        "labels: {Kernel: {ja: カーネル, zh: 内核}, Target: {ja: 対象, zh: 目标}}\n",
+        "labels: {Kernel: {ja: カーネル, zh: 内核}, Target: {ja: 対象, zh: 目标}, Size: {ja: サイズ, zh: 规模}}\n",
     )
     return site
 
@@ -153,6 +153,27 @@ def test_kernels_show_their_reports_translated_and_the_others_as_planned(written
     shown = part(written, "kernels", lang="zh")
     assert '<th scope="col">内核</th>' in shown and "−1.50" in shown and 'id="planned"' not in shown
     assert 'id="planned"' in part(written, "kernels", items=({**REPORT, "columns": ["Model", "Target"]},))
+
+
+SUMMARY = {
+    "reports": 1200, "intensity": [0.25, 140.0], "bound": ["memory", "compute"], "occupancy": 0.25, "target": "gfx942",
+    "tensor_core": ["mma.sync", "v_mfma"],
+}  # fmt: skip
+
+
+def test_kernels_stand_side_by_side(written):
+    cost = {**REPORT, "name": "cost", "columns": ["Kernel", "Size"], "rows": [["LoRA", "N = 4"]], "formats": ["", ""]}
+    shown = part(written, "kernels", lang="ja", items=({**REPORT, "summary": SUMMARY}, cost))
+    overview, _, rest = shown.partition('<h2 id="small-net">')
+    assert 'id="overview"' in overview and '<a href="#small-net">' in overview
+    cells = ("0.25\u2060–\u2060140.0", "メモリ帯域 / 演算", "25%", "gfx942", "<code>mma.sync</code><br><code>v_mfma</code>", "1,200")
+    assert all(cell in overview for cell in cells)
+    assert rest.count("<table") == 2 and "N = 4" in rest
+    bare = {**SUMMARY, "intensity": [], "bound": [], "tensor_core": []}
+    assert part(written, "kernels", items=({**REPORT, "summary": bare},)).count("<td>—</td>") == 3
+    same = {**SUMMARY, "intensity": [1.0, 1.04]}
+    assert "<td>1.0</td>" in part(written, "kernels", items=({**REPORT, "summary": same},))
+    assert 'id="overview"' not in part(written, "kernels")
 
 
 def test_a_figure_stands_anywhere_in_the_pages_language(written):

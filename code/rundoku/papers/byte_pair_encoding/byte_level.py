@@ -3,7 +3,6 @@
 import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from functools import lru_cache
 
 from rundoku.papers.byte_pair_encoding.merges import Pair, Ties, learn, merge
 from rundoku.papers.byte_pair_encoding.pretokenizer import split
@@ -20,7 +19,7 @@ def _byte_characters() -> list[str]:
 BYTE_CHARACTERS = _byte_characters()
 # --8<-- [end:byte-characters]
 _BYTES = {character: byte for byte, character in enumerate(BYTE_CHARACTERS)}
-CACHED_PIECES = 65_536  # pieces whose tokens are kept, as most text repeats them
+CACHED_PIECES = 65_536  # pieces whose ids are kept, as most text repeats them
 
 
 def learn_byte_merges(text: str, n_merges: int, single_digits: bool = False, ties: Ties = "first") -> list[Pair]:
@@ -82,7 +81,7 @@ class ByteLevelBPE:
             )
         longest_first = sorted(self.special_tokens, key=len, reverse=True)
         self._special = re.compile(f"({'|'.join(map(re.escape, longest_first))})") if longest_first else None
-        self._piece = lru_cache(CACHED_PIECES)(self._piece_ids)
+        self._kept: dict[str, list[int]] = {}  # ids of pieces; with an lru_cache this object could not be pickled
 
     def __len__(self) -> int:
         """Return the number of ids."""
@@ -99,6 +98,13 @@ class ByteLevelBPE:
             parts = self._special.split(text)
             return [number for i, part in enumerate(parts) for number in ([self.special_tokens[part]] if i % 2 else self.encode(part))]
         return [number for piece in split(text, self.single_digits) for number in self._piece(piece)]
+
+    def _piece(self, piece: str) -> list[int]:
+        if (ids := self._kept.get(piece)) is None:
+            ids = self._piece_ids(piece)
+            if len(self._kept) < CACHED_PIECES:
+                self._kept[piece] = ids
+        return ids
 
     def _piece_ids(self, piece: str) -> list[int]:
         tokens = merge(_characters(piece), self.ranks)

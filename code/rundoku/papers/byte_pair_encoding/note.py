@@ -62,7 +62,7 @@ table("growth", columns=columns, rows=cells, formats=(",", ",", ".2f", ".2f", ""
 at = min(range(len(steps)), key=lambda i: abs(lengths[i] - 1.12))  # as long as the paper's
 publish(gone_parts=", ".join(bpe.examples[at]), grown=bpe.unknown[-1])
 publish(n_merges=steps[at], length=lengths[at], unknown=bpe.unknown[at])
-publish(unknown_characters=rows.characters.unknown, unknown_words=rows.words.unknown)
+publish(unknown_characters=bpe.unknown[0], unknown_words=rows.words.unknown)
 publish(gone=cut.alphabet + steps[-1] - bpe.types[-1], most_merges=steps[-1])
 # --8<-- [end:growth]
 
@@ -94,6 +94,7 @@ for made in cost:
 formats = ("", "", ".2f", ".2f", ".2f", ".0%")
 table("fertility", columns=columns, rows=cells, formats=formats)
 publish(worst=max(cost["GPT-2"].ja.ratio))
+publish(english_pays=cost["learned here"].en.tokens / cost["GPT-2"].en.tokens)
 # --8<-- [end:fertility-table]
 
 # --8<-- [start:bytes]

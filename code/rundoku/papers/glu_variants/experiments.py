@@ -7,7 +7,6 @@ from functools import partial
 import torch
 from torch import nn
 from torch.nn import functional as F
-from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
 from rundoku.data import human_rights, smollm2
@@ -52,61 +51,6 @@ def cost(*, d_model: int, d_ff: int, gated_width: int) -> dict:
                 ffn(torch.empty(1, d_model))
             parameters = sum(parameter.numel() for parameter in ffn.parameters())
             found[name] = {"parameters": parameters, "flops": counter.get_total_flops()}
-    return found
-
-
-class _Traffic(TorchDispatchMode):
-    """Counts the elements that every operator but views and matrix products reads and writes."""
-
-    SILENT = ("detach", "view", "_unsafe_view", "t", "transpose", "chunk", "split", "mm", "addmm", "empty", "new_empty", "ones_like")
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.elements = 0
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        result = func(*args, **(kwargs or {}))
-        if func.overloadpacket.__name__ not in self.SILENT:
-            outputs = result if isinstance(result, tuple | list) else (result,)
-            self.elements += sum(tensor.numel() for tensor in (*args, *outputs) if isinstance(tensor, torch.Tensor))
-        return result
-
-
-class _Fused(GatedFeedForward):
-    """The gated network with the kernel in the place of activation and product."""
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        from rundoku.papers.glu_variants import kernel  # needs triton
-
-        return self.down(kernel.gated(self.gate(x), self.up(x), self.activation))
-
-
-@experiment
-def traffic(*, d_model: int, d_ff: int) -> dict:
-    """Return, a token, the elements that activation and product read and write, and those that all of the network keeps for backward."""
-    narrow, found = two_thirds(d_ff), {}
-    networks = {
-        "ReLU": FeedForward(d_model, d_ff, "relu"), "GELU": FeedForward(d_model, d_ff, "gelu"),
-        "SwiGLU": GatedFeedForward(d_model, narrow), "SwiGLU, fused": _Fused(d_model, narrow),
-    }  # fmt: skip
-    for name, ffn in networks.items():
-        kept: dict[int, int] = {}
-        parameters = {parameter.untyped_storage().data_ptr() for parameter in ffn.parameters()}
-
-        def keep(tensor: torch.Tensor, kept: dict[int, int] = kept, parameters: set[int] = parameters) -> torch.Tensor:
-            place = tensor.untyped_storage().data_ptr()
-            if place not in parameters:
-                kept[place] = tensor.numel()
-            return tensor
-
-        x = torch.randn(1, d_model, requires_grad=True)
-        with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor), _Traffic() as forward:
-            y = ffn(x)
-        with _Traffic() as backward:
-            torch.autograd.grad(y, [x, *ffn.parameters()], torch.ones_like(y))
-        sums = d_model * 3 * (len(list(ffn.parameters())) - 2)  # the two gradients of x, added up: not the gate's
-        moved = {"forward": forward.elements, "backward": backward.elements - sums}
-        found[name] = moved | {"kept": sum(kept.values()) - d_model}  # x itself is kept by every network
     return found
 
 

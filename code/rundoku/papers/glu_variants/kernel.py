@@ -14,14 +14,15 @@ Layout: gate, up, dh: [R, F], rows may be strided, elements of a row lie side by
 as they are; h, dg, du: [R, F], contiguous. Where all are contiguous they are one long row. All arithmetic is in float32: the activation
 is never rounded to the dtype of the input.
 
-Cost: SwiGLU takes 5 FLOP an element forward (negation, exp, sum, quotient, products counted as one each) and 9 backward, and 3·R·F·s and
-5·R·F·s bytes to and from memory, s bytes an element. In bfloat16 that is below 1 FLOP a byte: memory bounds it. In plain torch act(g) is a
-tensor of its own, written and read again: 5·R·F·s and 9·R·F·s bytes, and kept for backward, which here computes it again from g.
+Cost: SwiGLU takes 6 FLOP an element forward (negation, exp, sum, quotient, two products) and 12 backward, the others as FLOPS has them,
+and 3·R·F·s and 5·R·F·s bytes to and from memory, s bytes an element. In bfloat16 that is below 2 FLOP a byte: memory bounds it. In plain
+torch act(g) is a tensor of its own, written and read again: 5·R·F·s and 9·R·F·s bytes, and kept for backward, which here computes it
+again from g.
 """
 
 import torch
 
-from rundoku.gpu.launch import Case, Config, expect, expect_tensor, target_of, tl, triton
+from rundoku.gpu.launch import Case, Choice, Config, Cost, expect, expect_tensor, grid, target_of, tl, triton
 from rundoku.papers.glu_variants import gating
 
 __all__ = ["gated", "reference"]  # what a copy brings
@@ -31,6 +32,11 @@ DTYPES = (torch.float16, torch.bfloat16, torch.float32)
 # One entry serves every width and target: 8 elements a thread are one load of 16 bytes in half precision, and nothing else asks for a size.
 _TABLE = (Config({"BLOCK": 1024}, num_warps=4, num_stages=1),)
 CONFIGS: dict[str, tuple[Config, ...]] = dict.fromkeys(("sm_80", "sm_90", "sm_100", "gfx942", "other", "interpreter"), _TABLE)
+
+FLOPS = {  # an element, forward and backward; a comparison (of ReLU two, one for NaN), exp and erf count as one each
+    "sigmoid": (5, 9), "identity": (1, 2), "relu": (3, 5), "gelu": (6, 14), "gelu_tanh": (11, 22), "silu": (6, 12),
+}  # fmt: skip
+COUNTED = (4096, 11_008)  # R and F at which the compile report states costs
 
 
 def config_for(tensor: torch.Tensor) -> Config:
@@ -187,13 +193,23 @@ def reference(gate: torch.Tensor, up: torch.Tensor, activation: str = "silu", up
 
 def compile_cases(target: str) -> list[Case]:
     """Return both kernels for every activation at every entry of the target's table."""
+    return [case for config in CONFIGS[target] for case in _cases(config)]
+
+
+def _cases(config: Config) -> list[Case]:
     strides, cases = dict.fromkeys(("n_columns", "gate_stride", "up_stride"), "i32"), []
-    for dtype in ("bf16", "fp32"):
+    rows, width = COUNTED
+    for dtype, size in (("bf16", 2), ("fp32", 4)):
         forward = dict.fromkeys(("gate", "up", "hidden"), f"*{dtype}") | strides
         backward = dict.fromkeys(("dhidden", "gate", "up", "dgate", "dup"), f"*{dtype}") | strides | {"dhidden_stride": "i32"}
         for activation in gating.ACTIVATIONS:
-            for config in CONFIGS[target]:
-                constants = {"ACTIVATION": activation}
-                cases.append(Case(f"{activation} forward, {dtype}", _forward, forward, config, constants))
-                cases.append(Case(f"{activation} backward, {dtype}", _backward, backward, config, constants))
+            kernels = (("forward", _forward, forward, 3), ("backward", _backward, backward, 5))
+            for flops, (direction, kernel, types, tensors) in zip(FLOPS[activation], kernels, strict=True):
+                cost = Cost(flops * rows * width, tensors * rows * width * size, "float32", f"R = {rows:,}, F = {width:,}")
+                cases.append(Case(f"{activation} {direction}, {dtype}", kernel, types, config, {"ACTIVATION": activation}, cost=cost))
     return cases
+
+
+def candidates(target: str) -> list[Choice]:
+    """Return what could stand in the target's table: other numbers of elements and of warps."""
+    return [Choice("every F", config, grid({"BLOCK": (256, 512, 1024, 2048, 4096)}, (1, 2, 4, 8)), _cases) for config in CONFIGS[target]]

@@ -9,20 +9,25 @@ Layout: x, residual, y, h, dy, dh, dx: [R, C], rows may be strided, elements of 
 μ and ρ: [R] in float32. All arithmetic is in float32. h is rounded to the dtype of x before it is normalised, as x + r in torch is.
 
 Cost in FLOP and in bytes to and from memory, s bytes an element: forward 7·R·C and 2·R·C·s (with residual 8·R·C and 4·R·C·s),
-backward 11·R·C and 3·R·C·s (5·R·C·s above C = 8,192, where dw and db take a second reading). In bfloat16 that is below 2 FLOP a byte,
-where an H200 can do 14 in float32 alone: memory bounds it, so a row is read once, stays in registers, and is written once.
+backward 13·R·C and 3·R·C·s (with dh 14·R·C and 4·R·C·s). Above C = 8,192 dw and db take a second reading: 2·R·C and 2·R·C·s more. Beside
+that stand gain, bias, μ and ρ, and 8·C bytes for each program of backward, which leaves a sum of dw and of db. In bfloat16 that is below
+3 FLOP a byte, where an H200 can do 14 in float32 alone: memory bounds it, so a row is read once, stays in registers, and is written once.
 """
+
+from collections.abc import Callable
 
 import torch
 
-from rundoku.gpu.launch import Case, Config, expect, expect_tensor, target_of, tl, triton
+from rundoku.gpu.launch import Case, Choice, Config, Cost, expect, expect_tensor, grid, target_of, tl, triton
 from rundoku.papers.layer_norm import norm
+from rundoku.papers.layer_norm.kernel_backward import _backward, _sums
 
 __all__ = ["add_layer_norm", "layer_norm", "reference"]  # what a copy brings
 
 DTYPES = (torch.float16, torch.bfloat16, torch.float32)
 WIDEST = {torch.float16: 16_384, torch.bfloat16: 16_384, torch.float32: 8_192}  # C: wider rows do not fit into a block's registers
 SPLIT_ABOVE = 8_192  # C: from here on the sums over rows for dw and db do not fit beside the row, and a kernel of their own takes them
+COUNTED = 4096  # R at which the compile report states costs
 PROGRAMS = 512  # that walk over rows in backward, at most: each leaves one partial sum of dw and db, added up in a fixed order
 
 
@@ -36,6 +41,11 @@ SUMS_CONFIG = Config({"ROWS": 16, "COLUMNS": 128}, num_warps=4, num_stages=1)
 def config_for(tensor: torch.Tensor) -> Config:
     """Return the entry of CONFIGS for a tensor's device and last axis, forward and backward alike."""
     return next(config for config in CONFIGS[target_of(tensor)] if config.tiles["COLUMNS"] >= tensor.shape[-1])
+
+
+def programs(n_rows: int, config: Config) -> int:
+    """Return how many programs walk over the rows where they leave sums."""
+    return min(PROGRAMS, triton.cdiv(n_rows, config.tiles["ROWS"]))
 
 
 # --8<-- [start:forward]
@@ -66,68 +76,6 @@ def _forward(
     tl.store(mean + row, mu, mask=row < n_rows)
     tl.store(rstd + row, rho, mask=row < n_rows)
     # --8<-- [end:forward]
-
-
-@triton.jit
-def _backward(
-    dy, dh, h, weight, mean, rstd, dx, dweight, dbias, n_rows, n_columns, dy_stride, dh_stride, h_stride,
-    ROWS: tl.constexpr, COLUMNS: tl.constexpr,
-):  # fmt: skip
-    program = tl.program_id(0).to(tl.int64)
-    column = tl.arange(0, COLUMNS)  # [COLUMNS]
-    if weight is not None:
-        gain = tl.load(weight + column, mask=column < n_columns, other=0.0).to(tl.float32)  # [COLUMNS] fp32
-    dweight_sum = tl.zeros([ROWS, COLUMNS], tl.float32)  # kept in registers over all rows of this program, summed once at the end
-    dbias_sum = tl.zeros([ROWS, COLUMNS], tl.float32)
-    for first in range(program * ROWS, n_rows, tl.num_programs(0).to(tl.int64) * ROWS):
-        row = first + tl.arange(0, ROWS)  # [ROWS] int64
-        inside = (row < n_rows)[:, None] & (column < n_columns)[None, :]  # [ROWS, COLUMNS]
-        grad = tl.load(dy + row[:, None] * dy_stride + column[None, :], mask=inside, other=0.0).to(tl.float32)  # [ROWS, COLUMNS] fp32
-        tile = tl.load(h + row[:, None] * h_stride + column[None, :], mask=inside, other=0.0).to(tl.float32)
-        mu = tl.load(mean + row, mask=row < n_rows, other=0.0)  # [ROWS] fp32
-        rho = tl.load(rstd + row, mask=row < n_rows, other=0.0)
-        normal = tl.where(inside, (tile - mu[:, None]) * rho[:, None], 0.0)  # ĥ: [ROWS, COLUMNS] fp32
-        if dweight is not None:
-            dweight_sum += grad * normal
-        if dbias is not None:
-            dbias_sum += grad
-        if weight is not None:
-            grad = grad * gain[None, :]
-        along_ones = tl.sum(grad, 1) / n_columns  # [ROWS]: what the mean takes away
-        along_normal = tl.sum(grad * normal, 1) / n_columns  # [ROWS]: what the variance takes away
-        result = (grad - along_ones[:, None] - normal * along_normal[:, None]) * rho[:, None]
-        if dh is not None:
-            result += tl.load(dh + row[:, None] * dh_stride + column[None, :], mask=inside, other=0.0).to(tl.float32)
-        tl.store(dx + row[:, None] * n_columns + column[None, :], result.to(dx.dtype.element_ty), mask=inside)
-    partial = program * n_columns + column  # [COLUMNS] int64
-    if dweight is not None:
-        tl.store(dweight + partial, tl.sum(dweight_sum, 0), mask=column < n_columns)
-    if dbias is not None:
-        tl.store(dbias + partial, tl.sum(dbias_sum, 0), mask=column < n_columns)
-
-
-@triton.jit
-def _sums(
-    dy, h, mean, rstd, dweight, dbias, n_rows, n_columns, dy_stride, h_stride, ROWS: tl.constexpr, COLUMNS: tl.constexpr
-):  # fmt: skip
-    column = tl.program_id(0) * COLUMNS + tl.arange(0, COLUMNS)  # [COLUMNS]
-    program = tl.program_id(1).to(tl.int64)
-    dweight_sum = tl.zeros([ROWS, COLUMNS], tl.float32)
-    dbias_sum = tl.zeros([ROWS, COLUMNS], tl.float32)
-    for first in range(program * ROWS, n_rows, tl.num_programs(1).to(tl.int64) * ROWS):
-        row = first + tl.arange(0, ROWS)  # [ROWS] int64
-        inside = (row < n_rows)[:, None] & (column < n_columns)[None, :]  # [ROWS, COLUMNS]
-        grad = tl.load(dy + row[:, None] * dy_stride + column[None, :], mask=inside, other=0.0).to(tl.float32)  # [ROWS, COLUMNS] fp32
-        tile = tl.load(h + row[:, None] * h_stride + column[None, :], mask=inside, other=0.0).to(tl.float32)
-        mu = tl.load(mean + row, mask=row < n_rows, other=0.0)  # [ROWS] fp32
-        rho = tl.load(rstd + row, mask=row < n_rows, other=0.0)
-        dweight_sum += grad * (tile - mu[:, None]) * rho[:, None]  # grad is 0 outside
-        dbias_sum += grad
-    partial = program * n_columns + column  # [COLUMNS] int64
-    if dweight is not None:
-        tl.store(dweight + partial, tl.sum(dweight_sum, 0), mask=column < n_columns)
-    if dbias is not None:
-        tl.store(dbias + partial, tl.sum(dbias_sum, 0), mask=column < n_columns)
 
 
 @torch.library.custom_op("rundoku::layer_norm", mutates_args=())
@@ -166,16 +114,15 @@ def _backward_op(
     if not n_rows:
         return dx, dweight.zero_(), dbias.zero_()
     config = config_for(h)
-    tiles = triton.cdiv(n_rows, config.tiles["ROWS"])
     apart = sums and n_columns > SPLIT_ABOVE
-    programs = min(PROGRAMS, triton.cdiv(n_rows, SUMS_CONFIG.tiles["ROWS"]) if apart else tiles)
-    partial = h.new_empty(2, programs, n_columns, dtype=torch.float32) if sums else None  # of dw and of db
-    _backward[(programs if sums and not apart else tiles,)](
+    walking = programs(n_rows, SUMS_CONFIG if apart else config)
+    partial = h.new_empty(2, walking, n_columns, dtype=torch.float32) if sums else None  # of dw and of db
+    _backward[(walking if sums and not apart else triton.cdiv(n_rows, config.tiles["ROWS"]),)](
         grad, more, tile, weight, mean, rstd, dx, *((None, None) if apart or partial is None else partial), n_rows, n_columns,
         grad.stride(0), 0 if more is None else more.stride(0), tile.stride(0), **config.launch(),
     )  # fmt: skip
     if partial is not None and apart:
-        _sums[(triton.cdiv(n_columns, SUMS_CONFIG.tiles["COLUMNS"]), programs)](
+        _sums[(triton.cdiv(n_columns, SUMS_CONFIG.tiles["COLUMNS"]), walking)](
             grad, tile, mean, rstd, *partial, n_rows, n_columns, grad.stride(0), tile.stride(0), **SUMS_CONFIG.launch()
         )
     if partial is not None:
@@ -239,6 +186,7 @@ def add_layer_norm(
 
     x and residual: [..., C] of one shape and dtype; the rest, and what raises ValueError, as in ``layer_norm``.
     """
+    expect(isinstance(residual, torch.Tensor), "residual", residual, "a dense torch.Tensor: without one, call layer_norm")
     _check(x, residual, weight, bias, eps)
     y, h, _, _ = _op(x, residual, weight, bias, eps)
     return y, h
@@ -275,23 +223,66 @@ def reference(
 
 def compile_cases(target: str) -> list[Case]:
     """Return every kernel at every entry of the target's tables, with nothing left out that takes registers."""
-    rows = {"n_rows": "i32", "n_columns": "i32"}
-    cases = []
-    for dtype, widest in (("bf16", WIDEST[torch.bfloat16]), ("fp32", WIDEST[torch.float32])):
-        gain = _types("fp32", "weight bias mean rstd")  # as in mixed precision
-        forward = _types(dtype, "x residual y h") | gain | rows | {"x_stride": "i32", "residual_stride": "i32", "eps": "fp32"}
-        entries = [config for config in CONFIGS[target] if config.tiles["COLUMNS"] <= widest]
-        cases += [Case(f"forward, {dtype}", _forward, forward, config) for config in entries]
-        strides = {"dy_stride": "i32", "dh_stride": "i32", "h_stride": "i32"}
-        backward = _types(dtype, "dy dh h dx") | _types("fp32", "weight mean rstd") | rows | strides
-        for config in entries:
-            if config.tiles["COLUMNS"] > SPLIT_ABOVE:
-                cases.append(Case(f"backward, {dtype}", _backward, backward, config, {"dweight": None, "dbias": None}))
+    entries = CONFIGS[target]
+    cases = [case for dtype in ("bf16", "fp32") for kernel in ("forward", "backward") for case in _cases(kernel, dtype, entries)]
+    return [*cases, *_cases("sums", "bf16", (SUMS_CONFIG,))]
+
+
+def _cases(kernel: str, dtype: str, entries: tuple[Config, ...]) -> list[Case]:
+    """Return one kernel at the given entries; its costs are those of a launch with residual, or with dh."""
+    cases, gain = [], _types("fp32", "weight bias mean rstd")  # as in mixed precision
+    for config in entries:
+        width = config.tiles["COLUMNS"]
+        if width > (WIDEST[torch.float32] if dtype == "fp32" else WIDEST[torch.bfloat16]):
+            continue
+        constants: dict[str, None] = {}
+        if kernel == "forward":
+            run, types = _forward, _types(dtype, "x residual y h") | gain | _strides("x residual") | {"eps": "fp32"}
+            cost = counted(8, 4, dtype, width, columns=8)
+        elif kernel == "sums":
+            width = WIDEST[torch.bfloat16]
+            run, types = _sums, _types(dtype, "dy h") | _types("fp32", "mean rstd dweight dbias") | _strides("dy h")
+            cost = counted(5, 2, dtype, width, columns=8 * programs(COUNTED, config))
+        else:
+            run, types = _backward, _types(dtype, "dy dh h dx") | _types("fp32", "weight mean rstd") | _strides("dy dh h")
+            if width > SPLIT_ABOVE:
+                constants, cost = dict.fromkeys(("dweight", "dbias")), counted(11, 4, dtype, width, columns=4)
             else:
-                cases.append(Case(f"backward, {dtype}", _backward, backward | _types("fp32", "dweight dbias"), config))
-    sums = _types("bf16", "dy h") | _types("fp32", "mean rstd dweight dbias") | rows | {"dy_stride": "i32", "h_stride": "i32"}
-    return [*cases, Case("sums, bf16", _sums, sums, SUMS_CONFIG)]
+                types |= _types("fp32", "dweight dbias")
+                cost = counted(14, 4, dtype, width, columns=4 + 8 * programs(COUNTED, config))
+        cases.append(Case(f"{kernel}, {dtype}", run, types, config, constants, cost=cost))
+    return cases
+
+
+def candidates(target: str) -> list[Choice]:
+    """Return what could stand in the target's tables: other numbers of rows in a tile, and of warps."""
+    cases = [("forward", "bf16"), ("forward", "fp32"), ("backward", "bf16"), ("backward", "fp32")]
+    found = choices(target, lambda config: [case for each in cases for case in _cases(*each, (config,))])
+    others = grid({"ROWS": (8, 16, 32, 64), "COLUMNS": (64, 128, 256)}, (2, 4, 8), (1, 2))
+    return [*found, Choice("SUMS_CONFIG", SUMS_CONFIG, others, lambda config: _cases("sums", "bf16", (config,)))]
+
+
+def choices(target: str, cases: Callable[[Config], list[Case]]) -> list[Choice]:
+    """Return one choice for each entry of the target's table, whose width stays."""
+    widths = {config.tiles["COLUMNS"]: config for config in CONFIGS[target]}
+    rows = {width: sorted({max(1, elements // width) for elements in (1024, 2048, 4096, 8192)}) for width in widths}
+    warps = (4, 8, 16) if target == "gfx942" else (2, 4, 8, 16, 32)  # 1,024 threads at most
+    return [
+        Choice(f"C up to {width:,}", config, grid({"ROWS": rows[width], "COLUMNS": (width,)}, warps), cases)
+        for width, config in widths.items()
+    ]
+
+
+def counted(flops: int, tensors: int, dtype: str, width: int, columns: int, rows: int = 8) -> Cost:
+    """Return the cost of a launch over COUNTED rows: FLOP and tensors an element, and bytes for each column and each row."""
+    work = COUNTED * width
+    moved = tensors * work * (2 if dtype == "bf16" else 4) + columns * width + rows * COUNTED
+    return Cost(flops * work, moved, "float32", f"R = {COUNTED:,}, C = {width:,}")
 
 
 def _types(dtype: str, names: str) -> dict[str, str]:
     return dict.fromkeys(names.split(), f"*{dtype}")
+
+
+def _strides(names: str) -> dict[str, str]:
+    return dict.fromkeys(("n_rows", "n_columns", *(f"{name}_stride" for name in names.split())), "i32")

@@ -3,7 +3,7 @@ import torch
 from torch.nn import functional as F
 
 from rundoku.gpu.check import error
-from rundoku.gpu.show import compile_table
+from rundoku.gpu.show import compile_table, cost_table
 from rundoku.papers.layer_norm import experiments, kernel, layer_norm
 from rundoku.show import claim, figure, publish, table
 # --8<-- [end:setup]
@@ -46,6 +46,12 @@ publish(kernel_error=kernel_error, torch_error=torch_error)
 WIDTH = 4096
 reports = compile_table(
     "compiled",
+    "rundoku.papers.layer_norm.kernel",
+    cases=("forward, bf16", "backward, bf16"),
+    tiles={"COLUMNS": WIDTH},
+)
+cost_table(
+    "roofline",
     "rundoku.papers.layer_norm.kernel",
     cases=("forward, bf16", "backward, bf16"),
     tiles={"COLUMNS": WIDTH},

@@ -13,7 +13,8 @@ class KVCache:
     """Room for `capacity` tokens of `batch_size` sequences: one tensor [L, 2, B, G, capacity, D], allocated once and filled from the left.
 
     Keys are held after their rotation. `length` is how many columns are filled, `real` [B, capacity] which of them are no padding.
-    For inference: gradients do not pass through it. Raises ValueError for a capacity beyond the model's `max_length`.
+    `device` and `dtype` are those of the model's weights. For inference: gradients do not pass through it. Raises ValueError for a
+    capacity beyond the model's `max_length`.
     """
 
     def __init__(
@@ -57,6 +58,9 @@ class KVCache:
         """
         if key.requires_grad:
             raise ValueError("cache: no gradient passes through it; expected a call under no_grad()")
+        held, given = ((tensor.dtype, tensor.device) for tensor in (self.states, key))
+        if held != given:
+            raise ValueError(f"cache: it holds {held[0]} on {held[1]}; expected {given[0]} on {given[1]}, as the keys are")
         new = slice(self.length, self.length + key.shape[2])
         keys, values = self.states[layer]  # [B, G, capacity, D] each
         keys[:, :, new], values[:, :, new] = key, value

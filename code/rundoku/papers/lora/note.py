@@ -1,7 +1,11 @@
 # --8<-- [start:setup]
 from statistics import mean
 
-from rundoku.papers.lora import LoRAConfig, apply_lora, experiments
+import torch
+
+from rundoku.gpu.check import error
+from rundoku.gpu.show import compile_table
+from rundoku.papers.lora import LoRAConfig, apply_lora, experiments, kernel
 from rundoku.papers.lora import lora_state_dict, merge_adapters
 from rundoku.papers.lora.experiments import ATTENTION, EVERY_LINEAR
 from rundoku.show import claim, figure, heatmap, publish, table
@@ -56,6 +60,37 @@ table(
 )
 publish(parameters=base.parameters)
 # --8<-- [end:switching]
+
+# --8<-- [start:fused]
+size = {"rows": 4096, "inputs": 4096, "outputs": 4096, "rank": 16}
+moved = kernel.moved(**size, itemsize=2)  # bytes, by formula
+times = {way: count / moved["merged"] for way, count in moved.items()}
+table(
+    "fused",
+    columns=("Layer", "Bytes moved, MB", "Ratio"),
+    rows=[(way, moved[way] / 1e6, times[way]) for way in moved],
+    formats=("", ",.0f", ".2f"),
+)
+publish(fused_rows=size["rows"], fused_rank=size["rank"])
+publish(plain_times=times["plain torch"], fused_more=times["fused kernel"] - 1)
+
+torch.manual_seed(0)
+shapes = (64, 197), (100, 197), (8, 197), (100, 8)  # of x, W, A and B
+given = [(torch.randn(shape) / shape[1] ** 0.5).half() for shape in shapes]
+exact = kernel.reference(*given, scale=0.5)  # float64
+by_torch = kernel.reference(*given, scale=0.5, upcast=False)
+fused = kernel.lora_linear(*given, scale=0.5)
+publish(kernel_error=error(fused, exact), torch_error=error(by_torch, exact))
+# --8<-- [end:fused]
+
+# --8<-- [start:compiled]
+reports = compile_table(
+    "compiled",
+    "rundoku.papers.lora.kernel",
+    cases=("forward, bf16, r ≤ 16", "backward, bf16, r ≤ 16"),
+)
+publish(spilled=sum(report.spill for report in reports))
+# --8<-- [end:compiled]
 
 # --8<-- [start:rank-sweep]
 RANKS = {"poems": (1, 2, 4, 8, 64), "code": (1, 8, 64)}

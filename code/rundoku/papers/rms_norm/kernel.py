@@ -9,7 +9,8 @@ Layout: x, residual, y, h, dy, dh, dx: [R, C], rows may be strided, elements of 
 All arithmetic is in float32. h is rounded to the dtype of x before it is normalised, as x + r in torch is; y is rounded after the gain.
 
 Cost in FLOP and in bytes to and from memory, s bytes an element: forward 4·R·C and 2·R·C·s (with residual 5·R·C and 4·R·C·s),
-backward 9·R·C and 3·R·C·s (5·R·C·s above C = 8,192, where dw takes a second reading). The kernel of layer normalisation needs more
+backward 9·R·C and 3·R·C·s (with dh 10·R·C and 4·R·C·s). Above C = 8,192 dw takes a second reading: R·C and 2·R·C·s more. Beside that
+stand gain and ρ, and 4·C bytes for each program of backward, which leaves a sum of dw. The kernel of layer normalisation needs more
 operations and moves the same bytes, and as there memory is the bound: a row is read once, stays in registers, and is written once.
 The table of configurations is layer normalisation's too, and so is the kernel that sums dw of wide rows, with a mean of 0.
 pRMSNorm has no kernel: all that it leaves out are operations on elements which have to be read all the same.
@@ -19,8 +20,22 @@ from typing import overload
 
 import torch
 
-from rundoku.gpu.launch import Case, expect, expect_tensor, tl, triton
-from rundoku.papers.layer_norm.kernel import CONFIGS, DTYPES, PROGRAMS, SPLIT_ABOVE, SUMS_CONFIG, _rows, _sums, _types, config_for
+from rundoku.gpu.launch import Case, Choice, Config, expect, expect_tensor, tl, triton
+from rundoku.papers.layer_norm.kernel import (
+    CONFIGS,
+    COUNTED,
+    DTYPES,
+    SPLIT_ABOVE,
+    SUMS_CONFIG,
+    _rows,
+    _strides,
+    _sums,
+    _types,
+    choices,
+    config_for,
+    counted,
+    programs,
+)
 from rundoku.papers.rms_norm import norm
 
 __all__ = ["reference", "rms_norm"]  # what a copy brings
@@ -114,17 +129,16 @@ def _backward_op(
     if not n_rows:
         return dx, dweight.zero_()
     config = config_for(h)
-    tiles = triton.cdiv(n_rows, config.tiles["ROWS"])
     apart = sums and n_columns > SPLIT_ABOVE
-    programs = min(PROGRAMS, triton.cdiv(n_rows, SUMS_CONFIG.tiles["ROWS"]) if apart else tiles)
-    partial = h.new_empty(programs, n_columns, dtype=torch.float32) if sums else None
-    _backward[(programs if sums and not apart else tiles,)](
+    walking = programs(n_rows, SUMS_CONFIG if apart else config)
+    partial = h.new_empty(walking, n_columns, dtype=torch.float32) if sums else None
+    _backward[(walking if sums and not apart else triton.cdiv(n_rows, config.tiles["ROWS"]),)](
         grad, more, tile, weight, rstd, dx, None if apart else partial, n_rows, n_columns,
         grad.stride(0), 0 if more is None else more.stride(0), tile.stride(0), **config.launch(),
     )  # fmt: skip
     if partial is not None and apart:
         mean = rstd.new_zeros(n_rows)
-        _sums[(triton.cdiv(n_columns, SUMS_CONFIG.tiles["COLUMNS"]), programs)](
+        _sums[(triton.cdiv(n_columns, SUMS_CONFIG.tiles["COLUMNS"]), walking)](
             grad, tile, mean, rstd, partial, None, n_rows, n_columns, grad.stride(0), tile.stride(0), **SUMS_CONFIG.launch()
         )
     if partial is not None:
@@ -200,18 +214,36 @@ def reference(
 
 def compile_cases(target: str) -> list[Case]:
     """Return every kernel at every entry of the target's tables, with nothing left out that takes registers."""
-    rows = {"n_rows": "i32", "n_columns": "i32"}
     cases = []
     for dtype in ("bf16", "fp32"):
-        gain = _types("fp32", "weight rstd")  # as in mixed precision
-        forward = _types(dtype, "x residual y h") | gain | rows | {"x_stride": "i32", "residual_stride": "i32", "eps": "fp32"}
-        cases += [Case(f"forward, {dtype}", _forward, forward, config) for config in CONFIGS[target]]
-        backward = _types(dtype, "dy dh h dx") | gain | rows | {"dy_stride": "i32", "dh_stride": "i32", "h_stride": "i32"}
-        for config in CONFIGS[target]:
-            if config.tiles["COLUMNS"] > SPLIT_ABOVE:
-                cases.append(Case(f"backward, {dtype}", _backward, backward, config, {"dweight": None}))
-            else:
-                cases.append(Case(f"backward, {dtype}", _backward, backward | _types("fp32", "dweight"), config))
-        sums = _types(dtype, "dy h") | _types("fp32", "mean rstd dweight") | rows | {"dy_stride": "i32", "h_stride": "i32"}
-        cases.append(Case(f"sums, {dtype}", _sums, sums, SUMS_CONFIG, {"dbias": None}))
+        cases += [case for kernel in ("forward", "backward") for case in _cases(kernel, dtype, CONFIGS[target])]
+        cases += _cases("sums", dtype, (SUMS_CONFIG,))
     return cases
+
+
+def _cases(kernel: str, dtype: str, entries: tuple[Config, ...]) -> list[Case]:
+    """Return one kernel at the given entries; its costs are those of a launch with residual, or with dh."""
+    cases, gain = [], _types("fp32", "weight rstd")  # as in mixed precision
+    for config in entries:
+        width, constants = config.tiles["COLUMNS"], {}
+        if kernel == "forward":
+            run, types = _forward, _types(dtype, "x residual y h") | gain | _strides("x residual") | {"eps": "fp32"}
+            cost = counted(5, 4, dtype, width, columns=4, rows=4)
+        elif kernel == "sums":
+            run, types = _sums, _types(dtype, "dy h") | _types("fp32", "mean rstd dweight") | _strides("dy h")
+            constants, cost = {"dbias": None}, counted(4, 2, dtype, WIDEST, columns=4 * programs(COUNTED, config))
+        else:
+            run, types = _backward, _types(dtype, "dy dh h dx") | gain | _strides("dy dh h")
+            if width > SPLIT_ABOVE:
+                constants, cost = {"dweight": None}, counted(7, 4, dtype, width, columns=4, rows=4)
+            else:
+                types |= _types("fp32", "dweight")
+                cost = counted(10, 4, dtype, width, columns=4 + 4 * programs(COUNTED, config), rows=4)
+        cases.append(Case(f"{kernel}, {dtype}", run, types, config, constants, cost=cost))
+    return cases
+
+
+def candidates(target: str) -> list[Choice]:
+    """Return what could stand in the target's table, which is layer normalisation's too: take what is proposed for both."""
+    cases = [("forward", "bf16"), ("forward", "fp32"), ("backward", "bf16"), ("backward", "fp32")]
+    return choices(target, lambda config: [case for each in cases for case in _cases(*each, (config,))])

@@ -1,15 +1,18 @@
 # --8<-- [start:setup]
+from statistics import mean
+
 import torch
 from torch.nn import functional as F
 
 from rundoku.gpu.check import error
 from rundoku.gpu.roofline import bound
-from rundoku.gpu.show import compile_table
+from rundoku.gpu.show import compile_table, cost_table
 from rundoku.gpu.targets import CARDS
 from rundoku.papers.layer_norm import layer_norm
 from rundoku.papers.layer_norm.benchmarks import COSTS as LAYER_NORM_COSTS
 from rundoku.papers.layer_norm.experiments import CHANGES
 from rundoku.papers.rms_norm import benchmarks, experiments, kernel, rms_norm
+from rundoku.papers.rms_norm.norm import units
 from rundoku.show import claim, figure, publish, table
 # --8<-- [end:setup]
 
@@ -69,6 +72,12 @@ reports = compile_table(
     cases=("forward, bf16", "backward, bf16"),
     tiles={"COLUMNS": WIDTH},
 )
+cost_table(
+    "roofline",
+    "rundoku.papers.rms_norm.kernel",
+    cases=("forward, bf16", "backward, bf16"),
+    tiles={"COLUMNS": WIDTH},
+)
 publish(width=WIDTH, spilled=sum(report.spill for report in reports))
 # --8<-- [end:compiled]
 
@@ -91,18 +100,32 @@ publish(apart_partial=1 - apart.pRMSNorm.forward / apart.LayerNorm.forward)
 
 # --8<-- [start:training-runs]
 NAMES = {"none": "no normalization", "layer": "LayerNorm", "rms": "RMSNorm", "partial": "pRMSNorm"}
-train = experiments.character_model
-runs = {n: train(norm=n, seed=0) for n in NAMES}
-off = {n: train(norm=n, center=0.2, seed=0) for n in ("none", "layer", "rms")}
-final = {n: runs[n].loss[-1] for n in runs} | {f"off_{n}": off[n].loss[-1] for n in off}
-publish(**{f"{n}_loss": loss for n, loss in final.items()})
+SEEDS = range(3)
+
+
+def over_seeds(**case):
+    return experiments.character_model.each([{**case, "seed": seed} for seed in SEEDS])
+
+
+runs = {n: over_seeds(norm=n) for n in NAMES}
+off = {n: over_seeds(norm=n, center=0.2) for n in ("none", "layer", "rms")}
+last = {n: [run.loss[-1] for run in runs[n]] for n in runs}  # seed by seed
+last |= {f"off_{n}": [run.loss[-1] for run in off[n]] for n in off}
+final = {n: mean(losses) for n, losses in last.items()}
+publish(**{f"{n}_loss": loss for n, loss in final.items()}, seeds=len(SEEDS))
+publish(apart=max(abs(a - b) for a, b in zip(last["rms"], last["layer"], strict=True)))
+part = experiments.SHARE  # of the cell's 64 units, and of its four gates' 256
+publish(few=units(64, part), many=units(4 * 64, part))
 # --8<-- [end:training-runs]
 
 # --8<-- [start:training]
 with figure("training", columns=2, size=(7, 3.2), sharey=True) as both:
     for axes, part in zip(both, (runs, off), strict=True):
-        for n, run in part.items():
-            axes.plot(run.steps, run.loss, "--" if n == "rms" else "-", label=NAMES[n])
+        for i, (n, found) in enumerate(part.items()):
+            for run in found:
+                label = NAMES[n] if run is found[0] else None
+                style = f"C{i}--" if n == "rms" else f"C{i}-"
+                axes.plot(run.steps, run.loss, style, linewidth=1, label=label)
         axes.set_xlabel("Training step")
     both[0].set(ylabel="Validation loss", title="usual start")
     both[1].set(title="weights centered at 0.2")
@@ -154,6 +177,7 @@ swap = experiments.loaded(epochs=8, seed=0)
 rows = [("LayerNorm, as trained", swap.layer), ("RMSNorm, biases dropped", swap.dropped)]
 rows += [("RMSNorm, biases kept", swap.kept), ("and weights centered", swap.centered)]
 table("loaded", columns=("Normalization", "Test error"), rows=rows, formats=("", ".1%"))
+publish(more_wrong=round(500 * (swap.kept - swap.layer)), tested=500)
 publish(moved=swap.moved, plus_one=real.loss["1 + gain"], median_gain=sorted(real.gains[2])[30])
 # --8<-- [end:loaded]
 

@@ -15,13 +15,14 @@ has its own): below 1 FLOP a byte in bfloat16, so memory bounds it. A program re
 
 import torch
 
-from rundoku.gpu.launch import Case, Config, expect, expect_tensor, target_of, tl, triton
+from rundoku.gpu.launch import Case, Choice, Config, Cost, expect, expect_tensor, grid, target_of, tl, triton
 from rundoku.papers.roformer import rotary as plain
 
 __all__ = ["reference", "rotary"]  # what a copy brings
 
 DTYPES = (torch.float16, torch.bfloat16, torch.float32)
 WIDEST = 512  # D
+COUNTED = {"B": 4, "H": 32, "G": 8, "N": 4096}  # at which the compile report states costs: a prefill of Llama 3 8B
 
 # One table serves every target: none asks for another to stay free of spills. A tile holds 1,024 pairs of each head in turn.
 _TABLE = tuple(Config({"ROWS": max(4, 1024 // pairs), "PAIRS": pairs, "HEADS": 4}, 4, num_stages=1) for pairs in (16, 32, 64, 128, 256))
@@ -172,12 +173,34 @@ def reference(
 
 def compile_cases(target: str) -> list[Case]:
     """Return the kernel in both layouts at every entry of the target's table; backward differs by a sign."""
+    return [case for dtype in ("bf16", "fp32") for layout in plain.LAYOUTS for case in _cases(layout, dtype, CONFIGS[target])]
+
+
+def _cases(layout: str, dtype: str, entries: tuple[Config, ...]) -> list[Case]:
     sizes = "n_query_heads n_key_heads n_rows n_pairs query_batch query_head query_row key_batch key_head key_row table_batch"
-    cases = []
-    for dtype in ("bf16", "fp32"):
-        types = dict.fromkeys(("query", "key", "query_out", "key_out"), f"*{dtype}") | {"cos": "*fp32", "sin": "*fp32"}
-        types |= dict.fromkeys(sizes.split(), "i32")
-        for layout in plain.LAYOUTS:
-            constants = {"INTERLEAVED": layout == "interleaved", "INVERSE": False}
-            cases += [Case(f"{layout}, {dtype}", _rotary, types, config, constants) for config in CONFIGS[target]]
-    return cases
+    types = dict.fromkeys(("query", "key", "query_out", "key_out"), f"*{dtype}") | {"cos": "*fp32", "sin": "*fp32"}
+    types |= dict.fromkeys(sizes.split(), "i32")
+    constants = {"INTERLEAVED": layout == "interleaved", "INVERSE": False}
+    return [Case(f"{layout}, {dtype}", _rotary, types, config, constants, cost=_cost(config, dtype)) for config in entries]
+
+
+def _cost(config: Config, dtype: str) -> Cost:
+    sizes = COUNTED | {"D": 2 * config.tiles["PAIRS"]}
+    elements = sizes["B"] * (sizes["H"] + sizes["G"]) * sizes["N"] * sizes["D"]
+    moved = 2 * elements * (2 if dtype == "bf16" else 4) + 4 * sizes["N"] * sizes["D"]
+    return Cost(3 * elements, moved, "float32", ", ".join(f"{axis} = {size:,}" for axis, size in sizes.items()))
+
+
+def candidates(target: str) -> list[Choice]:
+    """Return what could stand in the target's table: other numbers of rows and heads of a program, and of warps."""
+
+    def cases(config: Config) -> list[Case]:
+        return [case for dtype in ("bf16", "fp32") for layout in plain.LAYOUTS for case in _cases(layout, dtype, (config,))]
+
+    found = []
+    for config in CONFIGS[target]:
+        pairs = config.tiles["PAIRS"]
+        rows = sorted({max(1, each // pairs) for each in (512, 1024, 2048, 4096)})
+        others = grid({"ROWS": rows, "PAIRS": (pairs,), "HEADS": (1, 2, 4, 8)}, (2, 4, 8))
+        found.append(Choice(f"D up to {2 * pairs}", config, others, cases))
+    return found

@@ -3,7 +3,7 @@ import torch
 from math import pi
 
 from rundoku.gpu.check import error
-from rundoku.gpu.show import compile_table
+from rundoku.gpu.show import compile_table, cost_table
 from rundoku.papers.roformer import decay_bound, experiments, frequencies, kernel
 from rundoku.papers.roformer import rotary_linear_attention, rotary_tables, rotate
 from rundoku.show import claim, figure, publish, table
@@ -55,6 +55,12 @@ publish(kernel_error=kernel_error, torch_error=torch_error)
 # --8<-- [start:compiled]
 reports = compile_table(
     "compiled",
+    "rundoku.papers.roformer.kernel",
+    cases=("half, bf16", "interleaved, bf16"),
+    tiles={"PAIRS": 32},
+)
+cost_table(
+    "roofline",
     "rundoku.papers.roformer.kernel",
     cases=("half, bf16", "interleaved, bf16"),
     tiles={"PAIRS": 32},

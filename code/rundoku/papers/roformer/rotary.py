@@ -1,7 +1,7 @@
 """Rotary position embedding in plain torch, in both memory layouts, and the way from one layout to the other.
 
 The D elements of a head are D/2 pairs, and pair i turns by θᵢ radians a position. Which elements make a pair is a convention:
-"interleaved" pairs neighbours (0, 1), (2, 3), … as the paper, GPT-J and GGUF files do; "half" pairs (i, i + D/2) as transformers'
+"interleaved" pairs neighbours (0, 1), (2, 3), … as the paper, GPT-J and LLaMA's GGUF files do; "half" pairs (i, i + D/2) as transformers'
 Llama does. Both are the same method with the rows of the query and key projections in another order.
 
 B batch, H heads, N length, D head width, C model width.
@@ -33,11 +33,12 @@ def frequencies(d_head: int, base: float = 10_000.0, device: torch.device | str 
 def rotary_tables(positions: torch.Tensor, d_head: int, base: float = 10_000.0) -> tuple[torch.Tensor, torch.Tensor]:
     """Return cos(m·θᵢ) and sin(m·θᵢ) in float32, each [..., N, D/2], for positions m [N] or [B, N].
 
-    A larger ``base`` (adjusted base frequency) slows the rotation down. Raises ValueError for
+    A larger ``base`` (adjusted base frequency) slows the rotation down. Where a device has no float64
+    (Apple's MPS), make the tables on the CPU and move them. Raises ValueError for
     positions in half precision, which cannot count beyond 256 (bfloat16) or 2,048 (float16).
     """
     _check_positions(positions)
-    # float64: at position 100,000 a float32 angle is off by up to 0.004 radians
+    # float64: at position 100,000 a float32 angle is off by up to 0.007 radians
     angles = positions.double()[..., None] * frequencies(d_head, base, positions.device)
     return angles.cos().float(), angles.sin().float()
     # --8<-- [end:tables]
