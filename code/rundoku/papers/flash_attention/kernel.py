@@ -15,12 +15,12 @@ import torch
 from torch import Tensor
 
 from rundoku.gpu.launch import expect, expect_tensor, target_of
-from rundoku.papers.flash_attention.kernel_configs import CONFIGS, DTYPES, HEAD_WIDTHS, MAX_SPLITS, compile_cases, config_for
+from rundoku.papers.flash_attention.kernel_configs import CONFIGS, DTYPES, HEAD_WIDTHS, MAX_SPLITS, candidates, compile_cases, config_for
 from rundoku.papers.flash_attention.kernel_operators import attention_operator, decode_operator, split_count
 
 __all__ = [
-    "CONFIGS", "DTYPES", "HEAD_WIDTHS", "MAX_SPLITS", "compile_cases", "config_for", "flash_attention", "flash_attention_varlen",
-    "flash_decode", "split_count", "target_of",
+    "CONFIGS", "DTYPES", "HEAD_WIDTHS", "MAX_SPLITS", "candidates", "compile_cases", "config_for", "flash_attention",
+    "flash_attention_varlen", "flash_decode", "split_count", "target_of",
 ]  # fmt: skip
 
 

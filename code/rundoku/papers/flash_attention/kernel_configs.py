@@ -1,8 +1,11 @@
 """The published configurations of flash attention's kernels, and the cases in which the compiler has to show that they hold."""
 
+from collections.abc import Sequence
+from functools import partial
+
 import torch
 
-from rundoku.gpu.launch import Case, Config
+from rundoku.gpu.launch import Case, Choice, Config, grid
 from rundoku.papers.flash_attention.kernel_backward import backward_keys_kernel, backward_queries_kernel
 from rundoku.papers.flash_attention.kernel_costs import cost_of
 from rundoku.papers.flash_attention.kernel_decode import combine_kernel, split_kernel
@@ -91,14 +94,30 @@ def compile_cases(target: str) -> list[Case]:
 
     Forward and backward both fixed and packed; the combining of splits at the most that there can be.
     """
-    uses = [use for use in CONFIGS[target] if not use[0].startswith("packed_")]
-    return [
-        _case(use, config_for(target, *use, packed), packed, every_option)
-        for every_option in (False, True)
-        for use in uses
-        for packed in ((False, True) if use[0] in ("forward", "keys", "queries") else (False,))
-        if not every_option or (use[1:] == (128, 2) and use[0] != "combine")
-    ]
+    return [case for use, config in CONFIGS[target].items() for case in _cases(target, use, config)]
+
+
+def candidates(target: str) -> list[Choice]:
+    """Return every entry of CONFIGS[target] with what could stand in its place: what `rundoku tune` compiles and compares."""
+    choices = []
+    for use, published in CONFIGS[target].items():
+        kernel, width, size = use
+        sizes = [32, 64, 128] if size == 2 else [16, 32, 64]
+        rows = [int(kernel.removeprefix("rows"))] if kernel.startswith("rows") else sizes
+        tiles: dict[str, Sequence[int]] = {"BLOCK_N": rows, "BLOCK_M": sizes}
+        others = grid({"BLOCK_R": [MAX_SPLITS]}, (4, 8)) if kernel == "combine" else grid(tiles, (4, 8), (1, 2, 3))
+        choices.append(Choice(f"{kernel}_{width}_{size}", published, others, partial(_cases, target, use)))
+    return choices
+
+
+def _cases(target: str, use: Use, config: Config) -> list[Case]:
+    """Return every kernel that a call with this entry of the table can launch."""
+    kernel = use[0].removeprefix("packed_")
+    fixed = kernel == use[0]
+    packs = kernel in ("forward", "keys", "queries") and (not fixed or (f"packed_{kernel}", *use[1:]) not in CONFIGS[target])
+    options = (False, True) if use[1:] == (128, 2) and kernel != "combine" else (False,)
+    forms = [packed for packed, there in ((False, fixed), (True, packs)) if there]
+    return [_case((kernel, *use[1:]), config, packed, every_option) for every_option in options for packed in forms]
 
 
 def _case(use: Use, config: Config, packed: bool, every_option: bool) -> Case:

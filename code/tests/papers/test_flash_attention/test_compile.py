@@ -22,9 +22,8 @@ def test_nothing_spills_and_everything_fits(target):
     assert {report.target for report in reports} == {target}
     cases = [report.case for report in reports]
     assert {case.split(", ")[0] for case in cases} == {"forward", "backward", "decode"} and len(set(cases)) == len(cases) == 34
-    assert [case.replace(", packed", "") for case in cases if "packed" in case] == [
-        case for case in cases if "packed" not in case and "decode" not in case
-    ]
+    packed = {case.replace(", packed", "") for case in cases if "packed" in case}
+    assert packed == {case for case in cases if "packed" not in case and "decode" not in case}
     assert all(report.tensor_core for report in reports if "bf16" in report.case and "combine" not in report.case)
     held = {r.case: r.occupancy * TARGETS[target].warps / r.num_warps for r in reports if "rows" in r.case and "bf16" in r.case}
     assert len(held) == 6 and min(held.values()) >= kernel_configs.RESIDENT  # what the number of splits is reckoned with
@@ -60,6 +59,16 @@ def test_the_benchmark_asks_for_the_right_thing():
         calls["torch"](), exact, strict=True
     ):  # bfloat16 needs a GPU in ours; the others say whether the float64 result is right
         torch.testing.assert_close(a.double(), b, rtol=0.1, atol=0.1)
+
+
+@pytest.mark.parametrize("target", TARGETS)
+def test_what_could_stand_in_the_table(target):
+    choices = kernel.candidates(target)
+    assert [choice.published for choice in choices] == [*kernel.CONFIGS[target].values()]
+    for choice in choices:
+        assert len(choice.others) > 1 and {*choice.others[0].tiles} == {*choice.published.tiles}
+        assert all(case.config is choice.others[-1] for case in choice.cases(choice.others[-1]))
+    assert [case for choice in choices for case in choice.cases(choice.published)] == kernel.compile_cases(target)
 
 
 def test_the_benchmarks_of_the_packed_and_the_decode_form():
