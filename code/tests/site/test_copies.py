@@ -66,15 +66,23 @@ fused = room.flash_attention(q, k, v, causal=True)
 fused.square().sum().backward()
 seen = room.absorb(room.nothing_seen(q[0, 0], 16), q[0, 0] @ k[0, 0].T, v[0, 0])
 exact = room.attention_reference(q, k, v, causal=True, window_size=(2, 0), softcap=3.0)
-result = {"tiled": tiled, "fused": fused, "grad": q.grad, "seen": list(room.finish(seen)), "exact": list(exact)}
+decoded = room.flash_decode(q.detach()[:, :, -2:], k, v, torch.tensor([6], dtype=torch.int32), num_splits=2)
+result = {"tiled": tiled, "fused": fused, "grad": q.grad, "seen": list(room.finish(seen)), "exact": list(exact), "decoded": decoded}
 """,
     "flash-attention.kernel": """
 q, k, v = (torch.randn(1, heads, 9, 16, requires_grad=True) for heads in (2, 1, 1))
 slopes = torch.tensor([0.5, 0.25])
 out, lse = room.flash_attention(q, k, v, slopes, window_size=(3, 1), softcap=2.0, return_lse=True)
 (out.square().sum() + lse.sum()).backward()
+starts = torch.tensor([0, 4, 4, 9], dtype=torch.int32)
+packed = [x.detach()[0].transpose(0, 1).requires_grad_() for x in (q, k, v)]
+together = room.flash_attention_varlen(*packed, starts, starts, 5, 5, slopes, causal=True)
+grads = torch.autograd.grad(together.square().sum(), packed)
+one, cache = q.detach()[:, :, :1], k.detach()
+decoded = [room.flash_decode(one, cache, cache, starts[3:], num_splits=splits, return_lse=True) for splits in (1, 3)]
 configs = [[*use, *config.tiles.values()] for use, config in room.CONFIGS["interpreter"].items()]
-result = {"out": out, "lse": lse, "grads": [q.grad, k.grad, v.grad], "configs": configs}
+result = {"out": out, "lse": lse, "grads": [q.grad, k.grad, v.grad], "configs": configs, "packed": [together, *grads],
+          "decoded": decoded, "splits": room.split_count(8, 10_000, 108)}
 """,
     "glu-variants": """
 ffn = room.GatedFeedForward(6, room.two_thirds(12), "gelu", bias=True)

@@ -11,7 +11,7 @@ from rundoku.papers.flash_attention.online_softmax import Running, absorb, finis
 from rundoku.papers.flash_attention.reference import allowed_pairs, attention_reference
 
 if find_spec("triton") is not None:  # all else works without it
-    from rundoku.papers.flash_attention.kernel import flash_attention
+    from rundoku.papers.flash_attention.kernel import flash_attention, flash_attention_varlen, flash_decode
 
 __all__ = [
     "Running",
@@ -20,6 +20,8 @@ __all__ = [
     "attention_reference",
     "finish",
     "flash_attention",
+    "flash_attention_varlen",
+    "flash_decode",
     "nothing_seen",
     "tiled_attention",
 ]

@@ -1,72 +1,27 @@
-"""Flash attention on a GPU: the call, its configurations and its place in torch. The kernels are in `kernel_forward`, `kernel_backward`.
+"""Flash attention on a GPU: the three calls, and what they accept. The same calls run on NVIDIA, on AMD and, with Triton's interpreter and
+small sizes, on a CPU; to `torch.compile` each is one operator.
 
-The same call runs on NVIDIA, on AMD and, with Triton's interpreter and small sizes, on a CPU. It is one operator to `torch.compile`.
+    flash_attention           [B, H, N, D]: every sequence of the batch has the same length; forward and backward
+    flash_attention_varlen    [T, H, D]: sequences of any lengths, packed one after the other; forward and backward
+    flash_decode              few queries against a long cache, filled to a length of its own in every sequence; forward only
+
+The kernels, with formulas, layouts and costs, are in `kernel_forward`, `kernel_backward` and `kernel_decode`, their configurations in
+`kernel_configs`, their place in torch in `kernel_operators`.
 """
 
 import math
-from contextlib import AbstractContextManager, nullcontext
-from typing import Any
 
 import torch
 from torch import Tensor
 
-from rundoku.gpu.launch import Case, Config, expect, expect_tensor, target_of
-from rundoku.papers.flash_attention.kernel_backward import backward_keys_kernel, backward_queries_kernel, delta_kernel
-from rundoku.papers.flash_attention.kernel_forward import forward_kernel
+from rundoku.gpu.launch import expect, expect_tensor, target_of
+from rundoku.papers.flash_attention.kernel_configs import CONFIGS, DTYPES, HEAD_WIDTHS, MAX_SPLITS, candidates, compile_cases, config_for
+from rundoku.papers.flash_attention.kernel_operators import attention_operator, decode_operator, split_count
 
-HEAD_WIDTHS = (16, 32, 64, 128)
-DTYPES = (torch.float16, torch.bfloat16, torch.float32)
-Use = tuple[str, int, int]  # (kernel, widest D, bytes of an element)
-
-
-def _table(**entries: tuple[int, int, int, int]) -> dict[Use, Config]:
-    """Read entries such as forward_64_2=(BLOCK_N, BLOCK_M, warps, stages)."""
-    uses = {name: name.rsplit("_", 2) for name in entries}
-    return {
-        (uses[name][0], int(uses[name][1]), int(uses[name][2])): Config({"BLOCK_N": n, "BLOCK_M": m}, num_warps=warps, num_stages=stages)
-        for name, (n, m, warps, stages) in entries.items()
-    }
-
-
-# Chosen from compile reports, tried from the larger tile down: the first that spills nothing and fits the target's shared memory, causal
-# and with every option switched on. "other" is for GPUs that were not compiled for: it spills neither on sm_80 nor on gfx942, in 64 KiB.
-CONFIGS: dict[str, dict[Use, Config]] = {
-    "sm_80": _table(
-        forward_64_2=(128, 128, 8, 3), queries_64_2=(128, 64, 8, 3), keys_64_2=(32, 128, 8, 3),
-        forward_128_2=(128, 64, 8, 3), queries_128_2=(128, 64, 8, 3), keys_128_2=(64, 64, 8, 3),
-        forward_128_4=(64, 32, 8, 2), queries_128_4=(32, 32, 8, 1), keys_128_4=(16, 16, 4, 1),
-    ),
-    "sm_90": _table(
-        forward_64_2=(128, 64, 8, 3), queries_64_2=(128, 64, 8, 3), keys_64_2=(64, 128, 8, 3),
-        forward_128_2=(128, 64, 8, 2), queries_128_2=(128, 64, 8, 3), keys_128_2=(32, 64, 8, 3),
-        forward_128_4=(32, 16, 4, 2), queries_128_4=(32, 32, 8, 1), keys_128_4=(16, 16, 4, 1),
-    ),
-    "sm_100": _table(
-        forward_64_2=(128, 64, 8, 3), queries_64_2=(128, 128, 8, 3), keys_64_2=(64, 64, 8, 3),
-        forward_128_2=(128, 64, 8, 3), queries_128_2=(128, 64, 8, 3), keys_128_2=(64, 32, 8, 3),
-        forward_128_4=(32, 16, 4, 2), queries_128_4=(32, 32, 8, 1), keys_128_4=(16, 16, 4, 1),
-    ),
-    "gfx942": _table(
-        forward_64_2=(128, 128, 4, 1), queries_64_2=(128, 128, 4, 2), keys_64_2=(64, 64, 4, 1),
-        forward_128_2=(128, 64, 4, 2), queries_128_2=(128, 64, 4, 2), keys_128_2=(32, 128, 4, 1),
-        forward_128_4=(64, 32, 8, 2), queries_128_4=(32, 32, 4, 1), keys_128_4=(32, 32, 4, 1),
-    ),
-    "other": _table(
-        forward_64_2=(64, 64, 4, 1), queries_64_2=(64, 32, 4, 1), keys_64_2=(32, 64, 4, 1),
-        forward_128_2=(64, 32, 4, 1), queries_128_2=(32, 32, 4, 1), keys_128_2=(32, 32, 4, 1),
-        forward_128_4=(32, 16, 4, 1), queries_128_4=(32, 16, 4, 1), keys_128_4=(16, 16, 4, 1),
-    ),
-    "interpreter": _table(
-        forward_128_2=(32, 32, 4, 1), queries_128_2=(32, 32, 4, 1), keys_128_2=(32, 32, 4, 1),
-        forward_128_4=(32, 32, 4, 1), queries_128_4=(32, 32, 4, 1), keys_128_4=(32, 32, 4, 1),
-    ),
-}  # fmt: skip
-
-
-def config_for(target: str, kernel: str, head_width: int, itemsize: int) -> Config:
-    """Return the published configuration of a kernel ("forward", "keys" or "queries"): the entry with the least width that suffices."""
-    fitting = [use for use in CONFIGS[target] if use[0] == kernel and use[1] >= head_width and use[2] == itemsize]
-    return CONFIGS[target][min(fitting)]
+__all__ = [
+    "CONFIGS", "DTYPES", "HEAD_WIDTHS", "MAX_SPLITS", "candidates", "compile_cases", "config_for", "flash_attention",
+    "flash_attention_varlen", "flash_decode", "split_count", "target_of",
+]  # fmt: skip
 
 
 def flash_attention(
@@ -91,162 +46,128 @@ def flash_attention(
 
     Differentiable once in query, key, value, through out and lse; slopes are constants. Raises ValueError naming the argument at fault.
     """
-    expect_tensor("query", query, dtypes=DTYPES)
-    expect(query.ndim == 4, "query", query, "the shape [B, H, N, D]")
-    batch, heads, _, width = query.shape
-    expect(width in HEAD_WIDTHS, "query", query, f"a head width D (last axis) among {HEAD_WIDTHS}")
-    for name, tensor in (("key", key), ("value", value)):
-        expect_tensor(name, tensor, like=query, dtypes=(query.dtype,))
-        fits = tensor.ndim == 4 and (tensor.shape[0], tensor.shape[3]) == (batch, width)
-        expect(fits, name, tensor, f"the shape [{batch}, G, M, {width}]")
-    kv_heads = key.shape[1]
-    expect(kv_heads > 0 and heads % kv_heads == 0, "key", key, f"a number of heads G (second axis) that divides the query's {heads}")
-    expect(value.shape == key.shape, "value", value, f"the key's shape {tuple(key.shape)}")
-    if alibi_slopes is not None:
-        expect_tensor("alibi_slopes", alibi_slopes, like=query, dtypes=(torch.float32,))
-        shapes = ((heads,), (batch, heads))
-        expect(alibi_slopes.shape in shapes, "alibi_slopes", alibi_slopes, f"the shape {shapes[0]} or {shapes[1]}")
-        expect(not alibi_slopes.requires_grad, "alibi_slopes", alibi_slopes, "slopes that require no gradient: they are constants here")
-    expect(len(window_size) == 2 and min(window_size) >= -1, "window_size", window_size, "(left, right), each −1 (without bound) or more")
-    expect(softcap >= 0 and math.isfinite(softcap), "softcap", softcap, "0 (none) or a positive number")
-    scale = 1 / math.sqrt(width) if softmax_scale is None else softmax_scale
-    expect(math.isfinite(scale), "softmax_scale", softmax_scale, "a finite number")
-    left, right = window_size[0], 0 if causal else window_size[1]
-    out, lse = _forward(query, key, value, alibi_slopes, left, right, float(scale), float(softcap))
+    _expect_tensors(query, key, value, "[B, H, N, D]")
+    options = _options(query, len(query), alibi_slopes, causal, window_size, softmax_scale, softcap)
+    out, lse = attention_operator(query, key, value, alibi_slopes, *options)
     return (out, lse) if return_lse else out
 
 
-def _readable(tensor: Tensor) -> Tensor:
-    """Return the tensor, or a copy where the kernels cannot walk it: a row's elements side by side, a tile of rows within 2³¹ elements."""
-    return tensor if tensor.stride(-1) == 1 and tensor.stride(-2) < 2**24 else tensor.contiguous()
+def flash_attention_varlen(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    cu_seqlens_q: Tensor,
+    cu_seqlens_k: Tensor,
+    max_seqlen_q: int,
+    max_seqlen_k: int,
+    alibi_slopes: Tensor | None = None,
+    *,
+    causal: bool = False,
+    window_size: tuple[int, int] = (-1, -1),
+    softmax_scale: float | None = None,
+    softcap: float = 0.0,
+    return_lse: bool = False,
+) -> Tensor | tuple[Tensor, Tensor]:
+    """Return attention [T, H, D] of B sequences packed one after the other: query [T, H, D], key and value [S, G, D].
+
+    Sequence b has the queries `cu_seqlens_q[b]` ≤ t < `cu_seqlens_q[b + 1]` and the keys that `cu_seqlens_k` gives it, and sees no other;
+    both are [B + 1] int32 on the query's device, from 0 to T and S, and a sequence may have no queries or no keys. `max_seqlen_q` and
+    `max_seqlen_k` are the greatest lengths, or bounds above them. Names and order are those of flash-attn's `flash_attn_varlen_func`,
+    without dropout and paging; the other arguments, the alignment of the last query with the last key and the derivatives are those of
+    `flash_attention`, for every sequence by itself. With `return_lse` also the log-sum-exp [H, T] float32.
+
+    Raises ValueError naming the argument at fault. The values of the offsets are checked where they lie on a CPU (the interpreter); to read
+    them from a GPU would hold up its stream. There wrong offsets are cut to the tensors, so that nothing outside of them is touched, but
+    the rows of a sequence longer than its bound, or of no sequence, are left unwritten.
+    """
+    _expect_tensors(query, key, value, "[T, H, D]")
+    for name, offsets, longest, total in (
+        ("cu_seqlens_q", cu_seqlens_q, max_seqlen_q, len(query)),
+        ("cu_seqlens_k", cu_seqlens_k, max_seqlen_k, len(key)),
+    ):
+        expect_tensor(name, offsets, like=query, dtypes=(torch.int32,))
+        expect(offsets.ndim == 1 and len(offsets) > 0, name, offsets, "the shape [B + 1]")
+        sequences = len(offsets) - 1
+        name = name.replace("cu_seqlens", "max_seqlen")
+        expect(isinstance(longest, int) and longest >= 0, name, longest, "a whole number, 0 or more")
+        expect(longest * sequences >= total, name, longest, f"enough for {sequences} sequences to hold {total} tokens")
+    sequences = len(cu_seqlens_q) - 1
+    expect(len(cu_seqlens_k) == len(cu_seqlens_q), "cu_seqlens_k", cu_seqlens_k, f"the {sequences} sequences of cu_seqlens_q")
+    options = _options(query, sequences, alibi_slopes, causal, window_size, softmax_scale, softcap)
+    packed = (tensor.transpose(0, 1)[None] for tensor in (query, key, value))  # [1, H, T, D], no copy
+    longest_q, longest_k = min(max_seqlen_q, len(query)), min(max_seqlen_k, len(key))
+    starts_q, starts_k = cu_seqlens_q.contiguous(), cu_seqlens_k.contiguous()
+    out, lse = attention_operator(*packed, alibi_slopes, *options, starts_q, starts_k, longest_q, longest_k)
+    out = out[0].transpose(0, 1)
+    return (out, lse[0]) if return_lse else out
 
 
-def _empty_like(tensor: Tensor) -> Tensor:
-    """Return an empty tensor laid out like this one, so that [B, N, H, D] seen as [B, H, N, D] stays so, but contiguous along D."""
-    empty = torch.empty_like(tensor)
-    return empty if empty.stride(-1) == 1 else torch.empty_like(tensor, memory_format=torch.contiguous_format)
+def flash_decode(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    cache_lengths: Tensor,
+    alibi_slopes: Tensor | None = None,
+    *,
+    causal: bool = False,
+    window_size: tuple[int, int] = (-1, -1),
+    softmax_scale: float | None = None,
+    softcap: float = 0.0,
+    num_splits: int = 0,
+    return_lse: bool = False,
+) -> Tensor | tuple[Tensor, Tensor]:
+    """Return attention [B, H, N, D] of few queries [B, H, N, D], the last of their sequences, against a cache, key and value [B, G, M, D].
+
+    Sequence b has filled the first `cache_lengths[b]` of the cache's M places (lengths [B] int32 on the query's device, its N newest tokens
+    among them); what lies beyond is never read, and an empty cache gives zeros and a log-sum-exp of −∞. The keys are divided into
+    `num_splits` parts that run side by side, 1 to MAX_SPLITS; 0 takes `split_count`. Everything else as in `flash_attention`, which
+    computes the same for one length and many queries.
+
+    Forward only: raises ValueError where gradients are recorded and an input asks for one. Raises ValueError naming the argument at fault;
+    the values of the lengths are checked where they lie on a CPU, elsewhere they are cut to 0 … M.
+    """
+    _expect_tensors(query, key, value, "[B, H, N, D]")
+    batch = len(query)
+    expect_tensor("cache_lengths", cache_lengths, like=query, dtypes=(torch.int32,))
+    expect(cache_lengths.shape == (batch,), "cache_lengths", cache_lengths, f"the shape ({batch},)")
+    expect(isinstance(num_splits, int) and 0 <= num_splits <= MAX_SPLITS, "num_splits", num_splits, f"a number from 0 to {MAX_SPLITS}")
+    for name, tensor in (("query", query), ("key", key), ("value", value)):
+        recorded = torch.is_grad_enabled() and tensor.requires_grad
+        expect(not recorded, name, tensor, "a tensor that requires no gradient, or torch.no_grad(): flash_decode is forward only")
+    options = _options(query, batch, alibi_slopes, causal, window_size, softmax_scale, softcap)
+    out, lse = decode_operator(query, key, value, cache_lengths.contiguous(), alibi_slopes, *options, num_splits)
+    return (out, lse) if return_lse else out
 
 
-def _on_device_of(tensor: Tensor) -> AbstractContextManager[Any]:
-    """Return a context in which kernels are launched on the tensor's GPU, which need not be the current one."""
-    return torch.cuda.device(tensor.device) if tensor.is_cuda else nullcontext()
+def _expect_tensors(query: Tensor, key: Tensor, value: Tensor, axes: str) -> None:
+    """Raise ValueError unless the three fit each other; the heads are their second axis, fixed and packed alike."""
+    expect_tensor("query", query, dtypes=DTYPES)
+    expect(query.ndim == axes.count(",") + 1, "query", query, f"the shape {axes}")
+    heads, width = query.shape[1], query.shape[-1]
+    expect(width in HEAD_WIDTHS, "query", query, f"a head width D (last axis) among {HEAD_WIDTHS}")
+    batch = query.shape[:-3]  # () where the sequences are packed
+    wanted = f"[{', '.join([*map(str, batch), *('GM' if batch else 'SG')])}, {width}]"
+    for name, tensor in (("key", key), ("value", value)):
+        expect_tensor(name, tensor, like=query, dtypes=(query.dtype,))
+        fits = tensor.ndim == query.ndim and tensor.shape[:-3] == batch and tensor.shape[-1] == width
+        expect(fits, name, tensor, f"the shape {wanted}")
+    kv_heads = key.shape[1]
+    expect(kv_heads > 0 and heads % kv_heads == 0, "key", key, f"a number of heads G (second axis) that divides the query's {heads}")
+    expect(value.shape == key.shape, "value", value, f"the key's shape {tuple(key.shape)}")
 
 
-def _flags(query: Tensor, slopes: Tensor | None, softcap: float, left: int, right: int) -> dict[str, Any]:
-    precision = "ieee" if query.dtype == torch.float32 else "tf32"  # half precision is exact in either, fp32 would lose 13 bits to TF32
-    flags = {"HAS_LEFT": left >= 0, "HAS_RIGHT": right >= 0, "ALIBI": slopes is not None, "SOFTCAP": softcap > 0}
-    return {"D": query.shape[-1], "PRECISION": precision, **flags}
-
-
-def _slope_strides(slopes: Tensor | None) -> tuple[int, int]:
-    if slopes is None:
-        return 0, 0
-    return (0 if slopes.ndim == 1 else slopes.stride(0)), slopes.stride(-1)
-
-
-@torch.library.custom_op("rundoku::flash_attention", mutates_args=())
-def _forward(
-    query: Tensor, key: Tensor, value: Tensor, slopes: Tensor | None, left: int, right: int, scale: float, softcap: float
-) -> tuple[Tensor, Tensor]:
-    batch, heads, n_queries, width = query.shape
-    out, lse = _empty_forward(query, key, value, slopes, left, right, scale, softcap)
-    if out.numel() == 0:
-        return out, lse
-    query, key, value, n_keys = _readable(query), _readable(key), _readable(value), key.shape[2]
-    left, right = min(left, n_queries + n_keys), min(right, n_queries + n_keys)  # further than any pair is apart; the sums stay below 2³¹
-    config = config_for(target_of(query), "forward", width, query.itemsize)
-    programs = -(-n_queries // config.tiles["BLOCK_N"]) * heads * batch
-    with _on_device_of(query):
-        forward_kernel[(programs,)](
-            query, key, value, slopes, out, lse,
-            *query.stride()[:3], *key.stride()[:3], *value.stride()[:3], *out.stride()[:3], *_slope_strides(slopes),
-            heads, heads // key.shape[1], n_queries, n_keys, scale, softcap, left, right,
-            **_flags(query, slopes, softcap, left, right), **config.launch(),
-        )  # fmt: skip
-    return out, lse
-
-
-@_forward.register_fake
-def _empty_forward(query, key, value, slopes, left, right, scale, softcap):
-    return _empty_like(query), query.new_empty(query.shape[:3], dtype=torch.float32)
-
-
-@torch.library.custom_op("rundoku::flash_attention_backward", mutates_args=())
-def _backward(
-    grad_out: Tensor, grad_lse: Tensor | None, query: Tensor, key: Tensor, value: Tensor, slopes: Tensor | None, out: Tensor, lse: Tensor,
-    left: int, right: int, scale: float, softcap: float,
-) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
-    (batch, heads, n_queries, width), (_, kv_heads, n_keys, _) = query.shape, key.shape
-    grad_query, grad_key, grad_value = _empty_backward(grad_out, grad_lse, query, key, value, slopes, out, lse, left, right, scale, softcap)
-    query, key, value, grad_out = _readable(query), _readable(key), _readable(value), _readable(grad_out)
-    left, right = min(left, n_queries + n_keys), min(right, n_queries + n_keys)
-    sizes = (heads, heads // kv_heads, n_queries, n_keys, scale, softcap, left, right)
-    strides = (*query.stride()[:3], *key.stride()[:3], *value.stride()[:3], *grad_out.stride()[:3])
-    flags, target, slope_strides = _flags(query, slopes, softcap, left, right), target_of(query), _slope_strides(slopes)
-    delta = torch.empty_like(lse)
-    with _on_device_of(query):
-        if grad_query.numel():
-            config = config_for(target, "queries", width, query.itemsize)
-            rows = -(-n_queries // config.tiles["BLOCK_N"])
-            delta_kernel[(rows * heads * batch,)](
-                out, grad_out, None if grad_lse is None else grad_lse.contiguous(), delta, *out.stride()[:3], *grad_out.stride()[:3],
-                heads, n_queries, width, config.tiles["BLOCK_N"], grad_lse is not None,
-            )  # fmt: skip
-            backward_queries_kernel[(rows * heads * batch,)](
-                query, key, value, slopes, lse, delta, grad_out, grad_query, *strides, *grad_query.stride()[:3], *slope_strides, *sizes,
-                **flags, **config.launch(),
-            )  # fmt: skip
-        if grad_key.numel():
-            config = config_for(target, "keys", width, query.itemsize)
-            backward_keys_kernel[(-(-n_keys // config.tiles["BLOCK_M"]) * kv_heads * batch,)](
-                query, key, value, slopes, lse, delta, grad_out, grad_key, grad_value,
-                *strides, *grad_key.stride()[:3], *grad_value.stride()[:3], *slope_strides, *sizes, **flags, **config.launch(),
-            )  # fmt: skip
-    return grad_query, grad_key, grad_value
-
-
-@_backward.register_fake
-def _empty_backward(grad_out, grad_lse, query, key, value, slopes, out, lse, left, right, scale, softcap):
-    return _empty_like(query), _empty_like(key), _empty_like(value)
-
-
-def _save(ctx, inputs, output):
-    query, key, value, slopes, *ctx.settings = inputs
-    ctx.save_for_backward(query, key, value, slopes, *output)
-    ctx.set_materialize_grads(False)  # most callers use out alone: no zeros for lse
-
-
-def _differentiate(ctx, grad_out, grad_lse):
-    query, key, value, slopes, out, lse = ctx.saved_tensors
-    grad_out = torch.zeros_like(out) if grad_out is None else grad_out
-    grads = _backward(grad_out, grad_lse, query, key, value, slopes, out, lse, *ctx.settings)
-    return *grads, None, None, None, None, None
-
-
-_forward.register_autograd(_differentiate, setup_context=_save)
-
-
-def compile_cases(target: str) -> list[Case]:
-    """Return every entry of CONFIGS[target], causal at its widest D; in bf16 at D = 128 also with every option switched on."""
-    uses = [(use, False) for use in CONFIGS[target]] + [(use, True) for use in CONFIGS[target] if use[1:] == (128, 2)]
-    return [_case(use, CONFIGS[target][use], every_option) for use, every_option in uses]
-
-
-def _case(use: Use, config: Config, every_option: bool) -> Case:
-    function, title = {
-        "forward": (forward_kernel, "forward"),
-        "keys": (backward_keys_kernel, "backward, keys"),
-        "queries": (backward_queries_kernel, "backward, queries"),
-    }[use[0]]
-    dtype, precision = {2: ("bf16", "tf32"), 4: ("fp32", "ieee")}[use[2]]
-    flags = {"HAS_LEFT": every_option, "HAS_RIGHT": True, "ALIBI": every_option, "SOFTCAP": every_option}
-    constants = {"D": use[1], "PRECISION": precision, **flags, **({} if every_option else {"slopes": None})}
-    tensors = ("query", "key", "value", "out", "grad_out", "grad_query", "grad_key", "grad_value")
-    kinds = {
-        **dict.fromkeys(tensors, f"*{dtype}"),
-        **dict.fromkeys(("lse", "delta", "slopes"), "*fp32"),
-        "scale": "fp32",
-        "softcap": "fp32",
-    }
-    types = {name: kinds.get(name, "i32") for name in function.arg_names if name not in constants and name not in config.tiles}
-    return Case(f"{title}, D = {use[1]}, {dtype}{', every option' if every_option else ''}", function, types, config, constants)
+def _options(
+    query: Tensor, batch: int, slopes: Tensor | None, causal: bool, window: tuple[int, int], scale: float | None, softcap: float
+) -> tuple[int, int, float, float]:
+    """Return (left, right, scale, softcap) as the operators take them; raises ValueError naming the option at fault."""
+    heads, width = query.shape[1], query.shape[-1]
+    if slopes is not None:
+        expect_tensor("alibi_slopes", slopes, like=query, dtypes=(torch.float32,))
+        shapes = ((heads,), (batch, heads))
+        expect(slopes.shape in shapes, "alibi_slopes", slopes, f"the shape {shapes[0]} or {shapes[1]}")
+        expect(not slopes.requires_grad, "alibi_slopes", slopes, "slopes that require no gradient: they are constants here")
+    expect(len(window) == 2 and min(window) >= -1, "window_size", window, "(left, right), each −1 (without bound) or more")
+    expect(softcap >= 0 and math.isfinite(softcap), "softcap", softcap, "0 (none) or a positive number")
+    used = 1 / math.sqrt(width) if scale is None else scale
+    expect(math.isfinite(used), "softmax_scale", scale, "a finite number")
+    return window[0], 0 if causal else window[1], float(used), float(softcap)

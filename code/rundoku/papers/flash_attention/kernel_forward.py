@@ -11,12 +11,14 @@ later). Causal means j ≤ i + M − N, a window (left, right) means i + M − N
 has o_i = 0 and L_i = −∞.
 
 Layout: query, out [B, H, N, D]; key, value [B, G, M, D], head h reads key-value head h·G/H; lse [B, H, N] float32, contiguous. Axes may
-have any stride, the last has stride 1.
+have any stride, the last has stride 1. PACKED, there is no axis of the batch: query, out [1, H, T, D], key, value [1, G, S, D] and lse
+[1, H, T] hold the sequences one after the other, and N and M are those of one sequence, from starts_q and starts_k [B + 1] int32.
 
 Cost: 4·B·H·N·M·D floating-point operations (half of it when causal and N = M). Q and O cross the memory once, K and V once for every
 BLOCK_N queries, most of it served by the L2 cache, since neighbouring programs share a head: at least 2·B·D·(H·N + G·M) elements. In
 half precision with H = G and N = M that is N/2 operations a byte, so beyond some hundred keys the tensor cores bound it and not the
-memory. What bounds attention without tiles is the N·M scores, which here never leave the chip.
+memory. What bounds attention without tiles is the N·M scores, which here never leave the chip. PACKED, N·M becomes the sum over the
+sequences of their N·M, and no operation is spent on padding.
 """
 
 from rundoku.gpu.launch import tl, triton
@@ -52,9 +54,12 @@ def biased_scores(scores, rows, columns, offset, slope, ALIBI: tl.constexpr):
 
 
 @triton.jit
-def may_attend(rows, columns, n_queries, n_keys, offset, left, right, HAS_LEFT: tl.constexpr, HAS_RIGHT: tl.constexpr):
-    """True where query i may see key j; rows and columns are the tile's i and j, shaped to broadcast against each other."""
-    allowed = (rows < n_queries) & (columns < n_keys)
+def may_attend(rows, columns, n_keys, offset, left, right, HAS_LEFT: tl.constexpr, HAS_RIGHT: tl.constexpr):
+    """True where query i may see key j; rows and columns are the tile's i and j, shaped to broadcast against each other.
+
+    Rows past the last query are not asked for: nothing of them is stored, and backward their L is +∞.
+    """
+    allowed = columns < n_keys
     if HAS_RIGHT:
         allowed &= columns <= rows + offset + right
     if HAS_LEFT:
@@ -81,8 +86,24 @@ def key_range(first, last, n_keys, offset, left, right, BLOCK_M: tl.constexpr, H
 
 
 @triton.jit
+def sequence(batch, starts_q, starts_k, n_queries, n_keys, PACKED: tl.constexpr):
+    """Where a sequence lies: its index on the axis of the batch, its first query and first key, and how many of each it has.
+
+    Given the lengths of the axes N and M. Offsets are cut to them, so that wrong ones give wrong numbers but never a wild address.
+    """
+    first_query, first_key = tl.cast(0, tl.int64), tl.cast(0, tl.int64)
+    if PACKED:
+        start_q = tl.minimum(tl.maximum(tl.load(starts_q + batch), 0), n_queries)
+        start_k = tl.minimum(tl.maximum(tl.load(starts_k + batch), 0), n_keys)
+        n_queries = tl.maximum(tl.minimum(tl.load(starts_q + batch + 1), n_queries) - start_q, 0)
+        n_keys = tl.maximum(tl.minimum(tl.load(starts_k + batch + 1), n_keys) - start_k, 0)
+        batch, first_query, first_key = tl.cast(0, tl.int64), start_q.to(tl.int64), start_k.to(tl.int64)
+    return batch, first_query, first_key, n_queries, n_keys
+
+
+@triton.jit
 def _attend(
-    acc, total, peak, q, key, value, stride_km, stride_vm, rows, start, stop, n_queries, n_keys, offset, scale, softcap, slope, left, right,
+    acc, total, peak, q, key, value, stride_km, stride_vm, rows, start, stop, n_keys, offset, scale, softcap, slope, left, right,
     D: tl.constexpr, BLOCK_M: tl.constexpr, MASKED: tl.constexpr, HAS_LEFT: tl.constexpr, HAS_RIGHT: tl.constexpr,
     ALIBI: tl.constexpr, SOFTCAP: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
@@ -101,7 +122,7 @@ def _attend(
         scores = capped_scores(tl.dot(q, tl.trans(k), input_precision=PRECISION), scale, softcap, SOFTCAP)  # [BLOCK_N, BLOCK_M] f32
         scores = biased_scores(scores, rows[:, None], columns[None, :], offset, slope, ALIBI) * LOG2E
         if MASKED:
-            allowed = may_attend(rows[:, None], columns[None, :], n_queries, n_keys, offset, left, right, HAS_LEFT, HAS_RIGHT)
+            allowed = may_attend(rows[:, None], columns[None, :], n_keys, offset, left, right, HAS_LEFT, HAS_RIGHT)
             scores = tl.where(allowed, scores, float("-inf"))
 
         # --8<-- [start:update]
@@ -123,27 +144,42 @@ def _attend(
 
 
 @triton.jit
+def finished(acc, total, peak):
+    """(o, L) of the rows whose running softmax this is: Alg. 1, lines 12 and 13. Zeros and −∞ for a row that saw nothing."""
+    total = tl.where(total == 0.0, 1.0, total)  # o = 0/1, L = −∞ + log 1; a NaN stays one
+    return acc / total[:, None], (peak + tl.log2(total)) * LN2
+
+
+@triton.jit
 def forward_kernel(
-    query, key, value, slopes, out, lse,
+    query, key, value, starts_q, starts_k, slopes, out, lse,
     stride_qb, stride_qh, stride_qn, stride_kb, stride_kg, stride_km, stride_vb, stride_vg, stride_vm, stride_ob, stride_oh, stride_on,
-    stride_sb, stride_sh, n_heads, group, n_queries, n_keys, scale, softcap, left, right,
+    stride_sb, stride_sh, n_heads, group, n_queries, n_keys, longest, scale, softcap, left, right,
     D: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_M: tl.constexpr, HAS_LEFT: tl.constexpr, HAS_RIGHT: tl.constexpr,
-    ALIBI: tl.constexpr, SOFTCAP: tl.constexpr, PRECISION: tl.constexpr,
+    ALIBI: tl.constexpr, SOFTCAP: tl.constexpr, PACKED: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """Write out and lse for one block of queries of one head; grid: ⌈N/BLOCK_N⌉·H·B programs, the blocks of a head side by side."""
-    blocks = tl.cdiv(n_queries, BLOCK_N)
+    """Write out and lse for one block of queries of one head; grid: ⌈longest/BLOCK_N⌉·H·B programs, the blocks of a head side by side.
+
+    n_queries and n_keys are the lengths of the axes N and M; longest is n_queries or, PACKED, what no sequence has more queries than.
+    """
+    blocks = tl.cdiv(longest, BLOCK_N)
     block = blocks - 1 - tl.program_id(0) % blocks  # causal rows grow longer towards the end: start the longest first
     head = (tl.program_id(0) // blocks) % n_heads
     batch = (tl.program_id(0) // blocks // n_heads).to(tl.int64)
     kv_head = (head // group).to(tl.int64)
-    query += batch * stride_qb + head.to(tl.int64) * stride_qh
-    key += batch * stride_kb + kv_head * stride_kg
-    value += batch * stride_vb + kv_head * stride_vg
-    out += batch * stride_ob + head.to(tl.int64) * stride_oh
-    lse += (batch * n_heads + head) * n_queries
     slope = 0.0
     if ALIBI:
         slope = tl.load(slopes + batch * stride_sb + head * stride_sh)
+    axis = n_queries
+    batch, first_query, first_key, n_queries, n_keys = sequence(batch, starts_q, starts_k, n_queries, n_keys, PACKED)
+    if PACKED:  # noqa: SIM102 `and` would make of it a test at run time
+        if block * BLOCK_N >= n_queries:
+            return
+    query += batch * stride_qb + head.to(tl.int64) * stride_qh + first_query * stride_qn
+    key += batch * stride_kb + kv_head * stride_kg + first_key * stride_km
+    value += batch * stride_vb + kv_head * stride_vg + first_key * stride_vm
+    out += batch * stride_ob + head.to(tl.int64) * stride_oh + first_query * stride_on
+    lse += (batch * n_heads + head) * axis + first_query
 
     rows = block * BLOCK_N + tl.arange(0, BLOCK_N)  # [BLOCK_N] i32
     width = tl.arange(0, D)  # [D] i32
@@ -160,17 +196,17 @@ def forward_kernel(
     if HAS_LEFT:  # blocks that the window's left edge cuts
         acc, total, peak = _attend(
             acc, total, peak, q, key, value, stride_km, stride_vm, rows, start, tl.minimum(full_start, full_stop),
-            n_queries, n_keys, offset, scale, softcap, slope, left, right, D, BLOCK_M, True, HAS_LEFT, HAS_RIGHT, ALIBI, SOFTCAP, PRECISION,
+            n_keys, offset, scale, softcap, slope, left, right, D, BLOCK_M, True, HAS_LEFT, HAS_RIGHT, ALIBI, SOFTCAP, PRECISION,
         )  # fmt: skip
     acc, total, peak = _attend(  # blocks that every row sees whole
-        acc, total, peak, q, key, value, stride_km, stride_vm, rows, full_start, full_stop, n_queries, n_keys, offset,
+        acc, total, peak, q, key, value, stride_km, stride_vm, rows, full_start, full_stop, n_keys, offset,
         scale, softcap, slope, left, right, D, BLOCK_M, False, HAS_LEFT, HAS_RIGHT, ALIBI, SOFTCAP, PRECISION,
     )  # fmt: skip
     acc, total, peak = _attend(  # blocks that the diagonal, the window's right edge or the end of the keys cuts
-        acc, total, peak, q, key, value, stride_km, stride_vm, rows, full_stop, stop, n_queries, n_keys, offset,
+        acc, total, peak, q, key, value, stride_km, stride_vm, rows, full_stop, stop, n_keys, offset,
         scale, softcap, slope, left, right, D, BLOCK_M, True, HAS_LEFT, HAS_RIGHT, ALIBI, SOFTCAP, PRECISION,
     )  # fmt: skip
 
-    total = tl.where(peak == float("-inf"), 1.0, total)  # a row that saw nothing: o = 0/1, L = −∞ + log 1
-    tl.store(out + at * stride_on + width[None, :], (acc / total[:, None]).to(out.dtype.element_ty), mask=inside)  # line 12
-    tl.store(lse + rows, (peak + tl.log2(total)) * LN2, mask=rows < n_queries)  # line 13
+    o, row_lse = finished(acc, total, peak)
+    tl.store(out + at * stride_on + width[None, :], o.to(out.dtype.element_ty), mask=inside)
+    tl.store(lse + rows, row_lse, mask=rows < n_queries)

@@ -1,7 +1,10 @@
 # --8<-- [start:setup]
+import torch
+
 from rundoku.gpu import records
 from rundoku.gpu.show import compile_table, compiled
 from rundoku.papers.flash_attention import experiments
+from rundoku.papers.flash_attention import flash_attention, flash_attention_varlen, flash_decode
 from rundoku.show import claim, figure, publish, table
 
 KERNEL = "rundoku.papers.flash_attention.kernel"
@@ -35,6 +38,23 @@ table(
 largest = {key: max(exact.errors[key]) for key in names}
 publish(kernel_error=largest["kernel"], standard_error=largest["standard"], exact_tokens=130)
 # --8<-- [end:exactness]
+
+# --8<-- [start:forms]
+lengths = (100, 37, 1)
+starts = torch.tensor([0, 100, 137, 138], dtype=torch.int32)
+generator = torch.Generator().manual_seed(0)
+tokens = torch.randn(3, sum(lengths), 4, 16, generator=generator)  # q, k, v: [T, H, D]
+packed = flash_attention_varlen(*tokens, starts, starts, 100, 100, causal=True)
+sequences = [part.transpose(1, 2)[:, None] for part in tokens.split(lengths, 1)]
+alone = [flash_attention(*each, causal=True) for each in sequences]  # [1, H, N, D]
+apart = packed - torch.cat([out[0].transpose(0, 1) for out in alone])
+
+query, key, value = sequences[0]
+filled = torch.tensor([100], dtype=torch.int32)
+decoded = flash_decode(query[:, :, -1:], key, value, filled, num_splits=3)
+publish(packed_apart=apart.abs().max().item())
+publish(decoded_apart=(decoded - alone[0][:, :, -1:]).abs().max().item())
+# --8<-- [end:forms]
 
 # --8<-- [start:accesses]
 width, at_length, at_chip = 32, 512, 4096
@@ -117,8 +137,9 @@ publish(held_standard=held.standard[-1] / 2**20, held_tiled=held.tiled[-1] / 2**
 
 # --8<-- [start:compiled]
 reports = compiled(KERNEL)
-shown = dict.fromkeys(report.case for report in reports if report.case.endswith("D = 128, bf16"))
-compile_table("compiled", KERNEL, cases=tuple(shown))
+kinds = ("forward", "backward, keys", "backward, queries", "decode, 16 rows")
+shown = tuple(f"{kind}, D = 128, bf16" for kind in kinds)
+compile_table("compiled", KERNEL, cases=shown)
 shared = {name: max(r.shared for r in reports if r.target == name) for name in ("sm_80", "gfx942")}
 publish(compiled=len(reports), spills=sum(report.spill for report in reports))
 publish(a100=shared["sm_80"], lds=shared["gfx942"])
