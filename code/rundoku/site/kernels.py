@@ -51,7 +51,7 @@ def _overview(context: Context, rows: list[str]) -> str:
 
 def _compared(context: Context, entry: Entry, found: Mapping[str, Any]) -> str:
     """A row of the overview: intensity as a range where the cases differ, the lowest occupancy with its target."""
-    ends = list(dict.fromkeys(number(end, ".1f" if end >= 1 else ".2f") for end in found["intensity"]))
+    ends = list(dict.fromkeys(number(end, ".2f" if end < 1 else ".1f" if end < 100 else ",.0f") for end in found["intensity"]))
     cells = [
         f'<a href="#{entry.slug}">{escape(entry.title[context.lang].split(": ")[0])}</a>',
         "\u2060–\u2060".join(ends) or "—",  # on one line
