@@ -9,9 +9,9 @@ from pathlib import Path
 from rundoku.site import markdown
 from rundoku.site.catalogue import LANGUAGES, Catalogue, CatalogueError, Entry, Labels, load, load_labels
 from rundoku.site.glossary import Glossary, load_glossary
-from rundoku.site.notecode import Said, said
+from rundoku.site.notecode import Said, said, shows
 from rundoku.site.numbers import typed_numbers
-from rundoku.site.snippets import NoteError, blocks
+from rundoku.site.snippets import OFF, NoteError, blocks
 from rundoku.site.snippets import sections as snippet_sections
 from rundoku.site.structure import REFERENCE, differences
 from rundoku.site.translations import accept, front, section_hashes, stale
@@ -197,8 +197,10 @@ class _Note:
         for line, message in code.faults:
             yield Problem(name, line, message)
         order = sorted(marked, key=lambda section: marked[section][1])
+        shown = {section: shows(text) for section, (text, _, _) in marked.items()}
         for language, text in self.texts.items():
             yield from self._embedded(language, text, order, name)
+            yield from self._fences(language, text, shown)
         yield from self._uses(code)
         yield from self._claims(code, name)
         yield from self._labels(code, name)
@@ -222,6 +224,21 @@ class _Note:
         for section in order:
             if section not in seen:
                 yield Problem(page, 1, f"section {section!r} of {name} stands in no fence that runs")
+
+    def _fences(self, language: str, text: str, shown: dict[str, dict[str, int]]) -> Iterator[Problem]:
+        """A fence says of its section what a build would find: that it shows nothing, or that it prints text."""
+        for fence in markdown.fences(text):
+            for match in REFERENCE.finditer(fence.body) if fence.options.get("exec") else ():
+                words = shown.get(match[2] or "", {}) if f"/{match[1]}".endswith(f"/{self.code.parent.name}/note.py") else {}
+                drawn = next((word for word in words if word not in ("print", "publish")), None)
+                if words and fence.options.get("quiet", "") not in OFF:
+                    message = f"section {match[2]!r} shows something ({', '.join(words)}), and its fence says quiet"
+                    yield Problem(self.names[language], fence.line, message)
+                elif drawn and fence.options.get("result"):
+                    message = (
+                        f"section {match[2]!r} has a {drawn}, and its fence says result={fence.options['result']!r}, which is for text"
+                    )
+                    yield Problem(self.names[language], fence.line, message)
 
     def _uses(self, code: Said) -> Iterator[Problem]:
         """Values and facts that a page names are published and stated."""

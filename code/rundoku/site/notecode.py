@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 
 from rundoku.site.fields import CatalogueError
 
+_SHOWING = {"print", "publish", "figure", "table", "compile_table", "cost_table", "claim"}
 _LABELLING = {"set_xlabel", "set_ylabel", "set_title", "text", "annotate", "suptitle"}
 _LABEL_KEYWORDS = {"label", "xlabel", "ylabel"}
 _LABEL_LISTS = {"columns", "labels", "xlabels", "ylabels"}
@@ -34,6 +35,22 @@ def said(source: str, name: str) -> Said:
         if isinstance(call.func, ast.Name):
             _spoken(call, call.func.id, found)
         _labels(call, found)
+    return found
+
+
+def shows(section: str) -> dict[str, int]:
+    """Return what a section shows by itself (print, publish, table, …) with the line in it; a helper that shows is seen where it runs."""
+    found: dict[str, int] = {}
+    try:
+        todo: list[ast.AST] = [*ast.parse(section).body]
+    except SyntaxError:  # not whole by itself, which running it will say
+        return found
+    for node in todo:
+        if isinstance(node, ast.FunctionDef | ast.Lambda | ast.ClassDef):
+            continue  # it is only said here, and done where it is called
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id in _SHOWING:
+            found.setdefault(node.func.id, node.lineno)
+        todo.extend(ast.iter_child_nodes(node))
     return found
 
 

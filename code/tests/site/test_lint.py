@@ -103,6 +103,8 @@ def test_the_repositorys_own_notes_are_linted_quickly():
         ("zh", 'note.py:count"', 'note.py:setup"', pages("zh"), "small_net/note.py stands in no fence that runs"),
         ("zh", 'note.py:count"', 'note.py:setup"', pages("zh"), "section 'setup' stands here and at line"),
         ("zh", 'exec="on" source="above" session="small"\n', 'source="above"\n', pages("zh"), "section 'count' of"),
+        ("zh", 'session="small"\n', 'session="small" quiet="on"\n', pages("zh"), "section 'count' shows something (publish"),
+        ("ja", 'session="small"\n', 'session="small" result="text"\n', pages("ja"), "result='text', which is for text"),
         ("ja", "```site\nbibtex\n```", "```site\nbibtex\n", pages("ja"), "this fence has no end"),
         ("en", "#!value total:,", "#!value sum:,", pages("en"), "value 'sum' is not published by note.py"),
         ("en", "The point is plain", "`#!paper weight` is plain", pages("en"), "fact 'weight' is not in paper.yml; it has size, gain"),
