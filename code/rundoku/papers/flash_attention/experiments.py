@@ -1,4 +1,4 @@
-"""The runs behind the note: exactness, accesses counted against Theorem 2, memory held, what goes wrong; and what to time on a GPU."""
+"""The runs behind the note: exactness, accesses counted against Theorem 2, memory held, and what goes wrong."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -8,11 +8,10 @@ from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention as torch_attention
 from torch.utils.flop_counter import FlopCounterMode
 
-from rundoku.gpu.bench import Bench
 from rundoku.gpu.check import error, twice_rule
 from rundoku.papers.attention_is_all_you_need import scaled_dot_product_attention
 from rundoku.papers.flash_attention.attention import tiled_attention
-from rundoku.papers.flash_attention.kernel import config_for, flash_attention, target_of
+from rundoku.papers.flash_attention.kernel import flash_attention
 from rundoku.papers.flash_attention.online_softmax import Running, absorb, finish, nothing_seen
 from rundoku.papers.flash_attention.reference import allowed_pairs, attention_reference
 from rundoku.papers.flash_attention.tiling import (
@@ -25,8 +24,6 @@ from rundoku.papers.flash_attention.tiling import (
     standard_forward,
 )
 from rundoku.show import experiment
-
-BENCH_TOKENS = 8192  # batch times length: plain torch, which holds the scores, must fit at every length
 
 
 @experiment
@@ -206,60 +203,3 @@ def overflow(*, length: int, width: int, seed: int) -> dict:
         "limit": limit,
         "largest": scores.max().item(),
     }
-
-
-def benchmarks() -> list[Bench]:
-    """Return what is timed on a GPU: causal, forward alone and with backward, always BENCH_TOKENS, against torch's backends."""
-    sizes = [(n, d) for d in (64, 128) for n in (512, 1024, 2048, 4096, 8192)]
-    return [_bench(case, n, d) for case in ("forward", "forward and backward") for n, d in sizes]
-
-
-def _bench(case: str, length: int, width: int) -> Bench:
-    batch, heads, backward = BENCH_TOKENS // length, 2048 // width, case != "forward"
-    shape = (batch, heads, length, width)
-    products = 7 if backward else 2  # 2 forward, 5 backward, as FlashAttention counts: our own two more are not credited
-    flops = 2.0 * products * batch * heads * length * length * width / 2  # half of the scores are masked
-    tensors = 12 if backward else 4  # forward q, k, v, o; backward reads these and do, writes dq, dk, dv
-    elements = batch * heads * length * width
-    sizes = dict(zip("BHND", shape, strict=True))
-    return Bench(case, sizes, "bfloat16", flops, 2.0 * tensors * elements, lambda device: _prepare(device, shape, backward), _tiles(width))
-
-
-def _tiles(width: int) -> dict[str, int]:
-    if not torch.cuda.is_available():
-        return {}
-    config = config_for(target_of(torch.empty(0, device="cuda")), "forward", width, 2)
-    return {**config.tiles, "num_warps": config.num_warps, "num_stages": config.num_stages}
-
-
-def _prepare(device: str, shape: tuple[int, ...], backward: bool) -> tuple[dict[str, Callable[[], tuple[Tensor, ...]]], tuple[Tensor, ...]]:
-    from torch.nn.attention import SDPBackend, sdpa_kernel
-
-    generator = torch.Generator(device).manual_seed(0)
-    tensors = [torch.randn(shape, device=device, generator=generator).bfloat16() for _ in range(4)]
-
-    def call(attend: Callable[..., Tensor], dtype: torch.dtype = torch.bfloat16) -> Callable[[], tuple[Tensor, ...]]:
-        *leaves, grad = (x.to(dtype).requires_grad_(backward) for x in tensors)
-
-        def run() -> tuple[Tensor, ...]:
-            out = attend(*leaves)
-            return (out.detach(), *torch.autograd.grad(out, leaves, grad.detach())) if backward else (out,)
-
-        return run
-
-    def backend(which: SDPBackend) -> Callable[..., Tensor]:
-        def attend(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-            with sdpa_kernel(which):
-                return torch_attention(query, key, value, is_causal=True)
-
-        return attend
-
-    calls = {
-        "rundoku": call(lambda q, k, v: flash_attention(q, k, v, causal=True)),
-        "torch": call(lambda q, k, v: attention_reference(q, k, v, causal=True, upcast=False)[0]),
-        "SDPA flash": call(backend(SDPBackend.FLASH_ATTENTION)),
-        "SDPA efficient": call(backend(SDPBackend.EFFICIENT_ATTENTION)),
-    }
-    if not torch.version.hip:
-        calls["SDPA cuDNN"] = call(backend(SDPBackend.CUDNN_ATTENTION))
-    return calls, call(lambda q, k, v: tiled_attention(q, k, v, causal=True, sram=2**22), torch.float64)()

@@ -3,7 +3,7 @@ import torch
 
 from rundoku.gpu import records
 from rundoku.gpu.show import compile_table, compiled
-from rundoku.papers.flash_attention import experiments
+from rundoku.papers.flash_attention import benchmarks, experiments
 from rundoku.papers.flash_attention import flash_attention, flash_attention_varlen, flash_decode
 from rundoku.show import claim, figure, publish, table
 
@@ -158,7 +158,7 @@ table(
     rows=measured or [("nothing measured yet", None, None, None, None, None)],
     formats=("", ",", "", "", ".0f", ".0%"),
 )
-publish(bench_tokens=experiments.BENCH_TOKENS)
+publish(bench_tokens=benchmarks.TOKENS)
 # --8<-- [end:recorded]
 
 # --8<-- [start:rescale]
