@@ -145,6 +145,18 @@ def test_the_filter_leaves_out_whole_blocks_below_the_threshold():
     torch.testing.assert_close(partly[0], filtered[0])
 
 
+@pytest.mark.parametrize("eps", [None, 0.9])
+def test_what_is_not_finite_is_never_left_out(eps):
+    hidden, weight = torch.ones(3, 4), torch.ones(5, 4, requires_grad=True)
+    hidden[1, 2] = float("nan")
+    hidden.requires_grad_()
+    loss = linear_cross_entropy(hidden, weight, torch.tensor([0, 1, 2]), filter_eps=eps)
+    assert loss.isnan()
+    grad_hidden, grad_weight = torch.autograd.grad(loss, (hidden, weight))
+    assert grad_hidden.isnan().all(-1)[1]
+    assert grad_weight.isnan().all()
+
+
 HIDDEN, WEIGHT, TARGETS = torch.ones(3, 4), torch.ones(5, 4), torch.zeros(3, dtype=torch.int64)
 
 
@@ -165,6 +177,7 @@ HIDDEN, WEIGHT, TARGETS = torch.ones(3, 4), torch.ones(5, 4), torch.zeros(3, dty
         ({"softcap": -1.0}, "softcap: got -1.0"),
         ({"softcap": float("nan")}, "softcap: got nan"),
         ({"reduction": "average"}, "reduction: got 'average'"),
+        ({"ignore_index": None}, "ignore_index: got None"),
         ({"shift": 4}, "shift: got 4"),
         ({"shift": -1}, "shift: got -1"),
         ({"filter_eps": "off"}, "filter_eps: got 'off'"),

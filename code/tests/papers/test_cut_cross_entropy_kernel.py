@@ -359,8 +359,21 @@ def test_a_target_outside_the_vocabulary(wrong, monkeypatch):
         with pytest.raises(ValueError, match=rf"targets: got {wrong}, expected -100 \(ignored\) or a token from 0 to 4"):
             linear_cross_entropy(HIDDEN, WEIGHT, targets)
         monkeypatch.setattr(kernel, "INTERPRETED", False)  # as on a GPU, where nobody looks
-    loss = linear_cross_entropy(HIDDEN, WEIGHT, targets, reduction="none")
-    assert loss.isnan().tolist() == [False, True, False]
+    for eps in (None, 0.5):
+        own = [one.clone().requires_grad_() for one in (HIDDEN, WEIGHT)]
+        loss = linear_cross_entropy(*own, targets, reduction="none", filter_eps=eps)
+        assert loss.isnan().tolist() == [False, True, False]
+        assert all(grad.isnan().all() for grad in torch.autograd.grad(loss.sum(), own))
+
+
+@pytest.mark.parametrize("broken", [float("nan"), float("inf")])
+def test_a_filter_does_not_hide_what_is_not_finite(broken):
+    hidden, weight, targets, bias = make(40, 8, 50, dtype=torch.float32)
+    hidden = hidden.clone()
+    hidden[(targets != -100).nonzero()[0, 0], 0] = broken
+    loss, *grads = run(linear_cross_entropy, (hidden, weight, targets, bias), filter_eps=0.9)
+    assert loss.isnan()
+    assert all(grad.isnan().all() for grad in grads)
 
 
 def test_what_is_published_compiles_for_every_target_without_spill_or_overflow():

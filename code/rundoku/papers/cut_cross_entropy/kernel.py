@@ -68,7 +68,8 @@ def linear_cross_entropy(
     ``filter_weight=False`` filters the gradient of hidden alone, which the paper advises for pretraining (§5.3).
 
     Raises ValueError naming the argument at fault; under the interpreter also for a target outside the vocabulary. On a GPU, where
-    looking would cost a synchronisation, the loss of such a token is NaN, and nothing outside the tensors is read.
+    looking would cost a synchronisation, the loss of such a token and all gradients are NaN, and nothing outside the tensors is read.
+    A filter hides no NaN either: where a counted token has no finite log-sum-exp, all gradients are NaN.
     """
     expect_tensor("hidden", hidden)
     if torch.is_autocast_enabled(hidden.device.type):
@@ -166,6 +167,10 @@ def _backward(
     by_both = grad_loss if grad_lse is None else grad_loss + grad_lse
     scale = torch.where(targets == ignore_index, 0.0, torch.maximum(grad_loss.abs(), by_both.abs())).max()
     scale = torch.where(scale == 0, 1.0, scale)  # of everything that follows
+    broken = (targets < 0) | (targets >= len(weight))  # no such word: a loss of NaN must not come with gradients that look sound
+    if max(eps_hidden, eps_weight) > 0:
+        broken |= ~lse.isfinite()  # nor may a filter leave it out, since NaN compares as small
+    scale = torch.where((broken & (targets != ignore_index)).any(), float("nan"), scale)
     by_loss, by_both = (grad_loss / scale).contiguous(), (by_both / scale).contiguous()
     order = None
     if max(eps_hidden, eps_weight) > 0:

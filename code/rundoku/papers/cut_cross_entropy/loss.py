@@ -121,9 +121,9 @@ class _Loss(torch.autograd.Function):
                 g = p * (by_loss + by_lse) - is_target * by_loss  # ∂/∂z
                 if settings.softcap:
                     g = g * (1 - (z / settings.softcap).square())  # c·tanh(x/c) has the slope 1 − tanh²(x/c)
-                if largest >= settings.eps_hidden:
+                if not largest < settings.eps_hidden:  # so that NaN is never left out
                     grad_hidden[counted[tokens]] += g @ weight[block].to(g.dtype)
-                if largest >= settings.eps_weight:
+                if not largest < settings.eps_weight:
                     grad_weight.index_add_(0, block, g.T @ rows)
                     grad_bias.index_add_(0, block, g.sum(0))
         return grad_hidden.to(hidden.dtype), grad_weight.to(weight.dtype), None if bias is None else grad_bias.to(bias.dtype), None, None
@@ -156,6 +156,8 @@ def linear_cross_entropy(
     check(hidden, weight, targets, bias, softcap, reduction, shift)
     if min(block_tokens, block_vocab) < 1:
         raise ValueError(f"block_tokens, block_vocab: got {block_tokens} and {block_vocab}, expected at least 1 each")
+    if not isinstance(ignore_index, int):
+        raise ValueError(f"ignore_index: got {ignore_index!r}, expected a whole number")
     eps = threshold(filter_eps, hidden.dtype)
     shifted = shifted_targets(targets, shift, ignore_index)
     check_range(shifted, len(weight), ignore_index)
