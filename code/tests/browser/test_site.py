@@ -12,6 +12,13 @@ from axe_playwright_python.sync_playwright import Axe
 
 PHONE = {"width": 390, "height": 844}
 NOTE = "notes/attention-is-all-you-need/"
+CUT_LABELS = """[...document.querySelectorAll("figure.rundoku svg")].flatMap(drawing => {
+    const frame = drawing.getBoundingClientRect()
+    return [...drawing.querySelectorAll("text")].filter(text => {
+        const box = text.getBoundingClientRect()
+        return box.left < frame.left - 2 || box.right > frame.right + 2 || box.top < frame.top - 2 || box.bottom > frame.bottom + 2
+    }).map(text => text.textContent)
+})"""  # a label that a language makes longer than the drawing
 ALIKE = ["", "papers/", NOTE, "ledger/"]
 
 
@@ -126,13 +133,15 @@ def test_accessibility(browser, home, path, scheme):
 
 @pytest.mark.parametrize("language", ["en", "ja", "zh"])
 @pytest.mark.visit(viewport=PHONE)
-def test_no_page_scrolls_sideways_on_a_phone(visitor, folder, language):
-    wide = []
+def test_no_page_scrolls_sideways_on_a_phone_and_no_figure_loses_a_label(visitor, folder, language):
+    wide, lost = [], []
     for path in pages(folder, language):
         page = visitor.go(path)
         if page.evaluate("document.scrollingElement.scrollWidth > innerWidth"):
             wide.append(path)
+        lost += [(path, label) for label in page.evaluate(CUT_LABELS)]
     assert not wide, wide
+    assert not lost, lost
 
 
 @pytest.mark.parametrize("language", ["en", "ja", "zh"])
