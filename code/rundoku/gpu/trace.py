@@ -3,6 +3,9 @@
     for step in steps(kernel, lambda: call(x), program=1):
         print(step)
 
+    touched = accesses(lambda: call(x))
+    touched.writer(x), touched.loads(weight), touched.traffic
+
 The kernel is the very one that a GPU runs; nothing is rewritten for the purpose. A GPU is not needed, and must not be in use.
 """
 
@@ -18,6 +21,7 @@ from typing import Any
 
 import numpy
 from numpy.typing import NDArray
+from torch import Tensor
 
 from rundoku.gpu.launch import INTERPRETED
 
@@ -103,12 +107,43 @@ def steps(kernel: Any, call: Callable[[], object], program: int | tuple[int, ...
     return found
 
 
-def traffic(call: Callable[[], object]) -> Traffic:
-    """Run ``call`` and return the bytes that its kernels loaded and stored; raises RuntimeError without the interpreter.
+class Accesses:
+    """Every load and store of a call's kernels, element by element; ask for a tensor that the call was given or has returned."""
+
+    def __init__(self, loads: list[NDArray[Any]], stores: list[NDArray[Any]]) -> None:
+        nothing = numpy.empty((5, 0), numpy.int64)  # address, bytes, and the three indices of the program
+        self._loads, self._stores = (numpy.concatenate([nothing, *noted], 1) for noted in (loads, stores))
+
+    def loads(self, tensor: Tensor, program: int | tuple[int, ...] | None = None) -> NDArray[numpy.int64]:
+        """Return how often each element was loaded, in the shape of ``tensor``; by one program of the grid where one is given."""
+        return _times(self._loads, tensor, program)
+
+    def stores(self, tensor: Tensor, program: int | tuple[int, ...] | None = None) -> NDArray[numpy.int64]:
+        """Return how often each element was stored, as in ``loads``."""
+        return _times(self._stores, tensor, program)
+
+    def writer(self, tensor: Tensor, axis: int = 0) -> NDArray[numpy.int64]:
+        """Return the index, along an axis of the grid, of the program that stored each element last; -1 where none did."""
+        found = numpy.full(tensor.numel(), -1)
+        order, element = _elements(self._stores, tensor)
+        found[element] = self._stores[2 + axis][order]
+        return found.reshape(tensor.shape)
+
+    @property
+    def traffic(self) -> Traffic:
+        """The bytes of all loads and stores."""
+        (loaded, loaded_once), (stored, stored_once) = _bytes(self._loads), _bytes(self._stores)
+        return Traffic(loaded, stored, loaded_once, stored_once)
+
+
+def accesses(call: Callable[[], object]) -> Accesses:
+    """Run ``call`` and return what its kernels loaded and stored, masked elements left out; raises RuntimeError without the interpreter.
 
     Atomic operations count as a load and a store.
     """
     _interpreted()
+    from triton.runtime.interpreter import interpreter_builder
+
     loads: list[NDArray[Any]] = []
     stores: list[NDArray[Any]] = []
 
@@ -116,8 +151,9 @@ def traffic(call: Callable[[], object]) -> Traffic:
         width = pointers.get_element_ty().primitive_bitwidth // 8
         kept = numpy.broadcast_to(mask.data, pointers.data.shape).astype(bool)
         addresses = pointers.data[kept].astype(numpy.int64).reshape(-1)
-        for addressed in into:
-            addressed.append(numpy.stack((addresses, numpy.full_like(addresses, width))))
+        found = [addresses, *(numpy.full_like(addresses, each) for each in (width, *interpreter_builder.grid_idx))]
+        for noted in into:
+            noted.append(numpy.stack(found))
 
     with _noting(
         create_masked_load=lambda pointers, mask, *_: note([loads], pointers, mask),
@@ -125,8 +161,12 @@ def traffic(call: Callable[[], object]) -> Traffic:
         create_atomic_rmw=lambda _, pointers, __, mask, *___: note([loads, stores], pointers, mask),
     ):
         call()
-    (loaded, loaded_once), (stored, stored_once) = _bytes(loads), _bytes(stores)
-    return Traffic(loaded, stored, loaded_once, stored_once)
+    return Accesses(loads, stores)
+
+
+def traffic(call: Callable[[], object]) -> Traffic:
+    """Run ``call`` and return the bytes that its kernels loaded and stored, as ``accesses`` counts them."""
+    return accesses(call).traffic
 
 
 def _interpreted() -> None:
@@ -159,12 +199,28 @@ def _noting(**notes: Callable[..., None]) -> Iterator[None]:
             delattr(interpreter_builder, name)
 
 
-def _bytes(noted: list[NDArray[Any]]) -> tuple[int, int]:
+def _bytes(noted: NDArray[Any]) -> tuple[int, int]:
     """Return the bytes of all accesses, and those of the addresses counted once."""
-    if not noted:
-        return 0, 0
-    accesses = numpy.concatenate(noted, 1)
-    return int(accesses[1].sum()), int(numpy.unique(accesses, axis=1)[1].sum())
+    return int(noted[1].sum()), int(numpy.unique(noted[:2], axis=1)[1].sum())
+
+
+def _elements(noted: NDArray[Any], tensor: Tensor) -> tuple[NDArray[Any], NDArray[Any]]:
+    """Return which accesses, in their order, met elements of a tensor, and which elements, counted row by row."""
+    strides = zip(tensor.shape, tensor.stride(), strict=True)
+    places = [numpy.arange(size).reshape(-1, *[1] * (tensor.dim() - 1 - i)) * stride for i, (size, stride) in enumerate(strides)]
+    offsets = numpy.broadcast_to(sum(places, numpy.zeros((), numpy.int64)), tuple(tensor.shape)).reshape(-1)
+    addresses = tensor.data_ptr() + offsets * tensor.element_size()
+    by_address = addresses.argsort()
+    at = numpy.searchsorted(addresses, noted[0], sorter=by_address).clip(max=max(len(addresses) - 1, 0))
+    order = numpy.flatnonzero(addresses[by_address[at]] == noted[0]) if len(addresses) else numpy.empty(0, int)
+    return order, by_address[at[order]]
+
+
+def _times(noted: NDArray[Any], tensor: Tensor, program: int | tuple[int, ...] | None) -> NDArray[numpy.int64]:
+    if program is not None:
+        index = program if isinstance(program, tuple) else (program,)
+        noted = noted[:, (noted[2:] == numpy.array((*index, 0, 0)[:3])[:, None]).all(0)]
+    return numpy.bincount(_elements(noted, tensor)[1], minlength=tensor.numel()).reshape(tensor.shape)
 
 
 def _statements(function: Callable[..., Any]) -> tuple[dict[int, str], dict[int, int]]:

@@ -4,7 +4,7 @@ Inside a build they record what a page will show. Anywhere else (a notebook, a s
 """
 
 from rundoku.show.experiments import Result, experiment
-from rundoku.show.figures import figure, heatmap
+from rundoku.show.figures import figure, heatmap, tiles
 from rundoku.show.record import claim, publish, table
 
-__all__ = ["Result", "claim", "experiment", "figure", "heatmap", "publish", "table"]
+__all__ = ["Result", "claim", "experiment", "figure", "heatmap", "publish", "table", "tiles"]

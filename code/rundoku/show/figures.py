@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from rundoku.show import record
-from rundoku.show.colors import CSS, FAINT, INK, PRINTED, RAMP, SERIES
+from rundoku.show.colors import CSS, FAINT, INK, PAPER, PRINTED, RAMP, SERIES
 
 SUPERSCRIPT = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
 WIDEST = 7.2  # inches: wider, and the text would be too small on the page
@@ -89,6 +89,39 @@ def heatmap(
     for axis, labels, length in ((axes.xaxis, xlabels, values.shape[1]), (axes.yaxis, ylabels, values.shape[0])):
         axis.set_ticks(np.arange(len(labels) and length) + 0.5, labels)
         axis.set_tick_params(length=0)
+
+
+def tiles(axes: Any, owners: Any) -> None:
+    """Draw who owns each element of a matrix (rows downwards), such as the program that stores it: one colour and one number an owner.
+
+    ``owners`` holds whole numbers; elements below zero belong to nobody and stay empty. Raises ValueError where it is no such matrix.
+    """
+    import numpy as np
+
+    numbers = np.asarray(owners)
+    if numbers.ndim != 2 or not numbers.size or not np.issubdtype(numbers.dtype, np.integer):
+        raise ValueError(f"owners has shape {numbers.shape} and dtype {numbers.dtype}; expected a matrix of whole numbers")
+    series, faint, paper = (SERIES, FAINT, PAPER) if record.current else ([PRINTED[c] for c in SERIES], PRINTED[FAINT], PRINTED[PAPER])
+    (height, width), colors = numbers.shape, {owner: i % len(SERIES) for i, owner in enumerate(sorted({*numbers[numbers >= 0].tolist()}))}
+    free = numbers >= 0
+    for top, left in np.ndindex(height, width):
+        if not free[top, left]:
+            continue
+        same = (numbers == numbers[top, left]) & free
+        across = int((~np.append(same[top, left:], False)).argmax())
+        down = int((~np.append(same[top:, left : left + across].all(1), False)).argmax())
+        free[top : top + down, left : left + across] = False
+        axes.barh(top + down / 2, across, height=down, left=left, color=series[colors[owner := int(numbers[top, left])]], edgecolor=paper)
+        axes.text(left + across / 2, top + down / 2, str(owner), ha="center", va="center", color=paper)
+    for edges, size, draw in ((range(height + 1), width, axes.hlines), (range(width + 1), height, axes.vlines)):
+        draw(list(edges), 0, size, color=faint, linewidth=0.5, zorder=0)
+        draw(list(edges), 0, size, color=paper, linewidth=0.5, alpha=0.35)  # the elements of a tile
+    axes.set(xlim=(-0.05, width + 0.05), ylim=(height + 0.05, -0.05), aspect="equal")
+    axes.grid(visible=False)
+    axes.spines[["left", "bottom"]].set_visible(False)
+    for axis in (axes.xaxis, axes.yaxis):
+        axis.set_tick_params(length=0)
+        axis.set_ticks([])
 
 
 def _plain_powers(axis: Any) -> None:

@@ -6,7 +6,7 @@ import torch
 
 from rundoku.gpu import trace
 from rundoku.gpu.launch import tl, triton
-from rundoku.gpu.trace import Traffic, steps, traffic
+from rundoku.gpu.trace import Traffic, accesses, steps, traffic
 from rundoku.papers.rms_norm import kernel
 
 
@@ -30,6 +30,11 @@ def _sums(x, y, n, BLOCK: tl.constexpr):
 def _count(counts, n, BLOCK: tl.constexpr):
     at = tl.arange(0, BLOCK)
     tl.atomic_add(counts + at * 0, at, mask=at < n)
+
+
+@triton.jit
+def _overwrite(x, y):
+    tl.store(y, tl.load(x + tl.program_id(1) * 4 + tl.program_id(0)))
 
 
 def launch(x, y, block=4):
@@ -84,8 +89,41 @@ def test_rms_norm_moves_what_its_formula_says(rows, columns):
     assert found.loaded_once + found.stored == 2 * rows * columns * 2 + 2 * columns + 4 * rows
 
 
+def test_accesses_say_which_program_touched_which_element():
+    wide = torch.arange(21.0).view(3, 7)
+    x, y = wide[:, 1:6].contiguous(), torch.full((3,), torch.nan)
+    found = accesses(lambda: launch(x, y))
+    assert found.writer(y).tolist() == [0, 1, 2] and found.stores(y).tolist() == [1, 1, 1]
+    assert found.loads(x).tolist() == [[1] * 5] * 3 and found.writer(x).tolist() == [[-1] * 5] * 3
+    assert found.loads(x, program=1).tolist() == [[0] * 5, [1] * 5, [0] * 5]
+    assert found.stores(y, program=(2, 0)).tolist() == [0, 0, 1] and not found.stores(y, program=3).any()
+    assert found.traffic == Traffic(loaded=60, stored=12, loaded_once=60, stored_once=12)
+    assert found.loads(wide).sum() == 0 and found.loads(torch.empty(0)).shape == (0,)
+
+
+def test_accesses_follow_strides():
+    wide = torch.randn(4, 10).half()
+    x = wide[:, 3:8]
+    found = accesses(lambda: kernel.rms_norm(x))
+    assert found.loads(x).tolist() == [[1] * 5] * 4
+    inside = found.loads(wide)
+    assert inside[:, 3:8].all() and inside.sum() == 20
+    transposed = found.loads(x.T)
+    assert transposed.shape == (5, 4) and transposed.all()
+    y = kernel.rms_norm(x)
+    assert accesses(lambda: None).writer(y).max() == -1
+
+
+def test_the_last_writer_and_the_grids_axis_count():
+    y = torch.zeros(1)
+    x = torch.ones(3, 4)
+    found = accesses(lambda: _overwrite[(2, 3)](x, y))
+    assert found.writer(y).tolist() == [1] and found.writer(y, axis=1).tolist() == [2]
+    assert found.stores(y).item() == 6 and found.stores(y, program=(1, 2)).item() == 1
+
+
 def test_both_need_the_interpreter(monkeypatch):
     monkeypatch.setattr(trace, "INTERPRETED", False)
-    for call in (lambda: traffic(print), lambda: steps(_sums, print)):
+    for call in (lambda: traffic(print), lambda: accesses(print), lambda: steps(_sums, print)):
         with pytest.raises(RuntimeError, match="compiled for a GPU here; expected the interpreter: TRITON_INTERPRET=1"):
             call()

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from rundoku.show import figure, heatmap, record
+from rundoku.show import figure, heatmap, record, tiles
 from rundoku.show.colors import CSS, PRINTED
 
 
@@ -128,6 +128,17 @@ def test_a_heatmap_has_a_cell_for_each_entry_from_the_themes_ramp(draw: Callable
             draw(lambda axes, given=given: heatmap(axes, matrix, **given))
     with pytest.raises(ValueError, match=r"shape \(3,\); expected two dimensions"):
         draw(lambda axes: heatmap(axes, np.ones(3)))
+
+
+def test_tiles_have_a_colour_and_a_number_for_each_owner(draw: Callable[..., str]) -> None:
+    owners = np.array([[0, 0, 1, 1], [0, 0, 1, 1], [7, 7, 7, -1], [-1, -1, 0, -1]])
+    svg = draw(lambda axes: tiles(axes, owners))
+    assert sorted(text_of(svg)) == ["0", "0", "1", "7"]  # the first owner has two places, nobody none
+    filled = re.findall(r"fill: var\(--series-(\d)\)", svg)
+    assert sorted(filled) == ["1", "1", "2", "3"]
+    for wrong in (np.ones((2, 2)), np.zeros(3, int), np.zeros((0, 2), int)):
+        with pytest.raises(ValueError, match="expected a matrix of whole numbers"):
+            draw(lambda axes, wrong=wrong: tiles(axes, wrong))
 
 
 def test_outside_a_build_a_figure_is_shown_in_printed_colours(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -4,8 +4,9 @@ from torch.nn import functional as F
 
 from rundoku.gpu.check import error
 from rundoku.gpu.show import compile_table, cost_table
+from rundoku.gpu.trace import accesses, steps, traffic
 from rundoku.papers.layer_norm import experiments, kernel, layer_norm
-from rundoku.show import claim, figure, publish, table
+from rundoku.show import claim, figure, publish, table, tiles
 # --8<-- [end:setup]
 
 # --8<-- [start:by-hand]
@@ -58,6 +59,66 @@ cost_table(
 )
 publish(width=WIDTH, spilled=sum(report.spill for report in reports))
 # --8<-- [end:compiled]
+
+# --8<-- [start:watch]
+h = torch.tensor([[1.0, 2, 3, 6], [0, 4, 0, 4], [2, 2, 6, 2], [9, 0, 0, 3], [1, 1, 1, 3]])
+ROWS, (R, C) = 2, h.shape
+gain, bias = torch.ones(C), torch.zeros(C)
+y, mean, rstd = torch.empty(R, C), torch.empty(R), torch.empty(R)
+dy, dx = torch.ones(R, C), torch.empty(R, C)
+dgain, dbias = torch.empty(2, 2, C)  # one partial sum a program
+
+
+def forward():
+    pointers = (h, None, gain, bias, y, None, mean, rstd)
+    kernel._forward[(3,)](*pointers, R, C, C, 0, 1e-5, ROWS, 8)
+
+
+def backward():
+    pointers = (dy, None, h, gain, mean, rstd, dx, dgain, dbias)
+    kernel._backward[(2,)](*pointers, R, C, C, 0, C, ROWS, 8)
+
+
+there, back = accesses(forward), accesses(backward)
+with figure("programs", columns=3, size=(6.4, 2.6)) as three:
+    for axes, title, owners in zip(
+        three,
+        ("forward: y", "backward: dx", "partial sums of dw"),
+        (there.writer(y), back.writer(dx), back.writer(dgain)),
+        strict=True,
+    ):
+        tiles(axes, owners)
+        axes.set(title=title)
+# --8<-- [end:watch]
+
+# --8<-- [start:forward-steps]
+for step in steps(kernel._forward, forward, program=2):
+    if step.name in ("inside", "tile", "mu", "centred", "rho"):
+        print(step)
+# --8<-- [end:forward-steps]
+
+# --8<-- [start:backward-steps]
+for step in steps(kernel._backward, backward, program=0):
+    if step.name in ("mu", "dweight_sum"):
+        print(step)
+# --8<-- [end:backward-steps]
+
+# --8<-- [start:traffic]
+R, C = 64, 197  # in float16
+x, dy = torch.randn(2, R, C).half()
+weight, bias = torch.ones(2, C).half()
+inputs = [tensor.requires_grad_() for tensor in (x, weight, bias)]
+moved = traffic(lambda: kernel.layer_norm(*inputs))
+y = kernel.layer_norm(*inputs)
+moved_back = traffic(lambda: y.backward(dy))
+programs = kernel.programs(R, kernel.config_for(x))
+statistics, vector = 2 * R * 4, C * 2
+formula = 2 * R * C * 2 + 2 * vector + statistics
+formula_back = 3 * R * C * 2 + vector + statistics + programs * 2 * C * 4
+publish(moved=moved.loaded_once + moved.stored, formula=formula)
+publish(moved_back=moved_back.loaded_once + moved_back.stored)
+publish(formula_back=formula_back, programs=programs, n_rows=R, n_columns=C)
+# --8<-- [end:traffic]
 
 # --8<-- [start:training]
 NAMES = {"none": "LSTM", "batch": "batch norm", "layer": "layer norm"}
