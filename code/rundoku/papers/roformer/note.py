@@ -1,12 +1,18 @@
 # --8<-- [start:setup]
+import numpy
 import torch
+from functools import partial
 from math import pi
+from textwrap import shorten
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from rundoku.gpu.check import error
 from rundoku.gpu.show import compile_table, cost_table
+from rundoku.gpu.trace import accesses, steps
 from rundoku.papers.roformer import decay_bound, experiments, frequencies, kernel
 from rundoku.papers.roformer import rotary_linear_attention, rotary_tables, rotate
-from rundoku.show import claim, figure, publish, table
+from rundoku.show import claim, figure, publish, table, tiles
 # --8<-- [end:setup]
 
 # --8<-- [start:by-hand]
@@ -67,6 +73,102 @@ cost_table(
 )
 publish(spilled=sum(report.spill for report in reports), shared=max(r.shared for r in reports))
 # --8<-- [end:compiled]
+
+# --8<-- [start:watch]
+H, G, N, D = 3, 1, 3, 4  # query heads, key heads, positions, elements of a head
+query = torch.arange(36.0).view(H, N, D)  # every element holds its own place
+key = torch.arange(12.0).view(G, N, D)
+# a position turns the first pair by a quarter of a circle, the second by a half
+cos = torch.tensor([[1.0, 1], [0, -1], [-1, 1]])
+sin = torch.tensor([[0.0, 0], [1, 0], [0, 0]])
+query_out, key_out = torch.empty(H, N, D), torch.empty(G, N, D)
+
+
+def turn(layout, heads=2):
+    blocks = -(-H // heads) + -(-G // heads)
+    kernel._rotary[(2, blocks)](  # two tiles of rows
+        *(query, key, cos, sin, query_out, key_out),
+        *(H, G, N, D // 2),  # sizes, then strides
+        *(0, N * D, D, 0, N * D, D, 0),
+        *(2, 2, heads, layout == "interleaved", False),  # a tile's rows and pairs
+    )
+
+
+half, interleaved = partial(turn, "half"), partial(turn, "interleaved")
+touched = accesses(half)
+with figure("programs", size=(6.4, 1.7)) as axes:
+    numbers = []
+    for out in (query_out, key_out):
+        numbers += [*touched.writer(out) + 2 * touched.writer(out, axis=1)]
+    tiles(axes, numpy.hstack(numbers))  # heads side by side
+    axes.set_xticks((2, 6, 10, 14), ("query", "query", "query", "key"))
+# --8<-- [end:watch]
+
+# --8<-- [start:pairs]
+with figure("pairs", columns=2, size=(7.0, 1.5)) as both:
+    for axes, call in zip(both, (half, interleaved), strict=True):
+        pair = numpy.full(query.numel(), -1)
+        for step in steps(kernel._turn, call, program=(0, 0)):
+            if step.name in ("a", "b"):  # the values are places
+                pair[step.value.astype(int)] = (0, 1)
+        tiles(axes, numpy.hstack(pair.reshape(H, N, D)))
+        axes.set_xticks((2, 6, 10), ["query"] * 3)
+        axes.set(title=call.args[0])
+# --8<-- [end:pairs]
+
+
+# --8<-- [start:quarter]
+def show(kernel, call, *names):
+    for step in steps(kernel, call, program=(0, 2)):  # has the keys' first rows
+        if step.name in names:
+            source = shorten(step.source, 68, placeholder=" …")
+            row = str(step.value[1])  # of two the second
+            print(f"{step.name:9}{row:20}{source}")
+
+
+show(kernel._rotary, half, "c", "s")
+print("\nhalf")
+show(kernel._turn, half, "a", "b", "turned_a", "turned_b")
+print("\ninterleaved")
+show(kernel._turn, interleaved, "tile", "a", "b", "turned_a", "turned_b")
+# --8<-- [end:quarter]
+
+# --8<-- [start:loads]
+for heads in (1, 2, 4):
+    found = accesses(partial(half, heads))
+    print(f"HEADS = {heads}   loads of each cosine:", found.loads(cos).tolist())
+# --8<-- [end:loads]
+
+
+# --8<-- [start:traffic]
+class Moved(TorchDispatchMode):
+    """Count the bytes that torch's operations read and write, each on its own."""
+
+    bytes = 0
+
+    def __torch_dispatch__(self, operation, types, arguments=(), options=None):
+        result = operation(*arguments, **(options or {}))
+        if not operation.is_view:
+            leaves = tree_leaves((arguments, result))
+            self.bytes += sum(t.nbytes for t in leaves if isinstance(t, torch.Tensor))
+        return result
+
+
+H, G, N, D = 9, 3, 197, 64  # in float16
+query, key = torch.randn(1, H, N, D).half(), torch.randn(1, G, N, D).half()
+query.requires_grad_(), key.requires_grad_()
+tables = rotary_tables(torch.arange(N), D, base=1e5)
+there = accesses(lambda: kernel.rotary(query, key, *tables))
+query_out, key_out = kernel.rotary(query, key, *tables)
+back = accesses(lambda: torch.autograd.backward((query_out, key_out), (query, key)))
+moved, moved_back = (w.traffic.loaded_once + w.traffic.stored for w in (there, back))
+publish(kernel_moved=moved, kernel_moved_back=moved_back)
+publish(formula=2 * 2 * (H + G) * N * D + 4 * N * D, reads=there.loads(tables[0]).max())
+halves = [table.half() for table in tables]
+with torch.no_grad(), Moved() as plain:
+    rotate(query, *halves), rotate(key, *halves)
+publish(plain_moved=plain.bytes, factor=plain.bytes / moved)
+# --8<-- [end:traffic]
 
 # --8<-- [start:shifted]
 shifts = (0, 1, 10, 100, 1000, 10_000, 100_000, 1_000_000)
