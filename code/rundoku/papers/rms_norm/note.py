@@ -1,5 +1,6 @@
 # --8<-- [start:setup]
 from statistics import mean
+from textwrap import shorten
 
 import torch
 from torch.nn import functional as F
@@ -8,12 +9,13 @@ from rundoku.gpu.check import error
 from rundoku.gpu.roofline import bound
 from rundoku.gpu.show import compile_table, cost_table
 from rundoku.gpu.targets import CARDS
+from rundoku.gpu.trace import accesses, steps, traffic
 from rundoku.papers.layer_norm import layer_norm
 from rundoku.papers.layer_norm.benchmarks import COSTS as LAYER_NORM_COSTS
 from rundoku.papers.layer_norm.experiments import CHANGES
 from rundoku.papers.rms_norm import benchmarks, experiments, kernel, rms_norm
 from rundoku.papers.rms_norm.norm import units
-from rundoku.show import claim, figure, publish, table
+from rundoku.show import claim, figure, publish, table, tiles
 # --8<-- [end:setup]
 
 # --8<-- [start:by-hand]
@@ -80,6 +82,80 @@ cost_table(
 )
 publish(width=WIDTH, spilled=sum(report.spill for report in reports))
 # --8<-- [end:compiled]
+
+# --8<-- [start:watch]
+x = torch.tensor([[1.0, 4, 2, 8], [1, 0, 1, 2], [1, 1, 0, 2]]).half()
+residual = torch.tensor([[1, 0, 2, 0.002], [0, 1, 2, 3], [1, 1, 2, 0]]).half()
+dy = torch.tensor([[1.0, 0, 0, 1], [0, 1, 0, 0], [1, 1, 1, 1]]).half()
+dh = torch.ones(3, 4).half()
+weight, (R, C) = torch.full((4,), 2.0), x.shape
+y, h, dx = torch.empty(3, R, C).half()
+rstd, zero = torch.empty(R), torch.zeros(R)
+dweight, wide = torch.empty(2, 2, C)  # one partial sum a program
+
+
+def forward():
+    tensors = (x, residual, weight, y, h, rstd)
+    kernel._forward[(R,)](*tensors, R, C, C, C, 1e-6, 1, 4)
+
+
+def backward():
+    tensors = (dy, dh, h, weight, rstd, dx, dweight)
+    kernel._backward[(2,)](*tensors, R, C, C, C, C, 1, 4)
+
+
+def wide_sums():
+    tensors = (dy, h, zero, rstd, wide, None)
+    kernel._sums[(2, 2)](*tensors, R, C, C, C, 1, 2)
+
+
+forward()
+back, apart = accesses(backward), accesses(wide_sums)
+numbers = apart.writer(wide) + 2 * apart.writer(wide, axis=1)
+owners = (back.writer(dx), back.writer(dweight), numbers)
+titles = ("dx", "partial sums of dw", "the same for wide rows")
+with figure("programs", columns=3, size=(6.4, 1.9)) as three:
+    for axes, owner, title in zip(three, owners, titles, strict=True):
+        tiles(axes, owner)
+        axes.set(title=title)
+publish(split=kernel.SPLIT_ABOVE)
+# --8<-- [end:watch]
+
+
+# --8<-- [start:forward-steps]
+def show(kernel, call, names):
+    for step in steps(kernel, call):
+        if step.name in names:
+            source = shorten(step.source, 62, placeholder=" …")
+            row = str(step.value.ravel().round(3))
+            print(f"{step.dtype} {row:28}{source}")
+
+
+show(kernel._forward, forward, ("tile", "rounded", "rho", "result"))
+# --8<-- [end:forward-steps]
+
+# --8<-- [start:backward-steps]
+show(kernel._backward, backward, ("rho", "dweight_sum", "grad", "along", "result"))
+# --8<-- [end:backward-steps]
+
+# --8<-- [start:traffic]
+R, C = 64, 197  # in float16
+x, residual, dy, dh = torch.randn(4, R, C).half()
+inputs = [tensor.requires_grad_() for tensor in (x, torch.ones(C).half(), residual)]
+
+
+def normalised():
+    return kernel.rms_norm(*inputs[:2], residual=inputs[2])
+
+
+there, both = traffic(normalised), normalised()
+back = traffic(lambda: torch.autograd.backward(both, (dy, dh)))
+programs = kernel.programs(R, kernel.config_for(x))
+each = 4 * R * C * 2 + C * 2 + R * 4  # four tensors, the gain, and one float32 a row
+publish(forward_moved=there.loaded_once + there.stored, forward_formula=each)
+publish(backward_moved=back.loaded_once + back.stored, programs=programs)
+publish(backward_formula=each + programs * C * 4, n_rows=R, n_columns=C)
+# --8<-- [end:traffic]
 
 
 # --8<-- [start:cost]
