@@ -1,11 +1,12 @@
 # --8<-- [start:setup]
+import numpy
 import torch
 
 from rundoku.gpu import records
 from rundoku.gpu.show import compile_table, compiled
 from rundoku.papers.flash_attention import benchmarks, experiments
 from rundoku.papers.flash_attention import flash_attention, flash_attention_varlen, flash_decode
-from rundoku.show import claim, figure, publish, table
+from rundoku.show import claim, figure, publish, table, tiles
 
 KERNEL = "rundoku.papers.flash_attention.kernel"
 # --8<-- [end:setup]
@@ -55,6 +56,127 @@ decoded = flash_decode(query[:, :, -1:], key, value, filled, num_splits=3)
 publish(packed_apart=apart.abs().max().item())
 publish(decoded_apart=(decoded - alone[0][:, :, -1:]).abs().max().item())
 # --8<-- [end:forms]
+
+# --8<-- [start:watch]
+from rundoku.gpu import trace as watch
+from rundoku.papers.flash_attention import kernel_backward, kernel_forward
+
+N, LOG2 = 5, torch.tensor(2.0).log().item()
+key = torch.tensor([0.0, 0, 1, 2, 3]).view(1, 1, N, 1)  # [B, G, M, D], one wide
+value = torch.tensor([-16.0, 0, 0, 0, 0]).view(1, 1, N, 1)
+query, dout = torch.ones(2, 1, 1, N, 1)
+out, dq, dk, dv = torch.empty(4, 1, 1, N, 1)
+lse, delta = torch.empty(2, 1, 1, N)
+inputs, kept = (query, key, value, None, None, None), (lse, delta, dout)
+strides = query.stride()[:3]
+sizes = (0, 0, 1, 1, N, N, N, LOG2, 0.0, -1, 0)  # … heads, group, N, M, N, τ, softcap, left, right
+options = {"D": 1, "BLOCK_N": 2, "BLOCK_M": 2, "HAS_LEFT": False, "HAS_RIGHT": True}
+options |= dict.fromkeys(("ALIBI", "SOFTCAP", "PACKED"), False) | {"PRECISION": "ieee"}
+on_keys = kernel_backward.backward_keys_kernel
+on_queries = kernel_backward.backward_queries_kernel
+kernel_forward.forward_kernel[(3,)](*inputs, out, lse, *strides * 4, *sizes, **options)
+
+
+def backward():
+    kernel_backward.delta_kernel[(3,)](out, dout, None, delta, *strides * 2, 1, N, 1, 2, False)
+    on_keys[(3,)](*inputs, *kept, dk, dv, *strides * 6, *sizes, **options)
+    on_queries[(3,)](*inputs, *kept, dq, *strides * 5, *sizes, **options)
+
+
+backward()
+# --8<-- [end:watch]
+
+
+# --8<-- [start:backward-tiles]
+def walked(kernel):
+    """Return which program computed which scores, from the kernel's own variables."""
+    owners = numpy.full((6, 6), -1)
+    for program in range(3):
+        now = {}
+        for step in watch.steps(kernel, backward, program):
+            now[step.name] = step.value
+            if step.name == "weights":
+                owners[now["rows"][:, None], now["columns"]] = program
+    return owners[:N, :N]
+
+
+written = watch.accesses(backward)
+ratios = {"width_ratios": (5.1, 5.1, 1.1), "height_ratios": (5.1, 1.1)}
+with figure("backward-tiles", rows=2, columns=3, size=(6.4, 4.2), **ratios) as axes:
+    (by_keys, by_queries, beside), (below, *unused) = axes
+    tiles(by_keys, walked(on_keys))
+    tiles(below, written.writer(dk)[0, 0].T)
+    tiles(by_queries, walked(on_queries))
+    tiles(beside, written.writer(dq)[0, 0])
+    by_keys.set(title="Kernel for dK and dV", xlabel="Key", ylabel="Query")
+    by_queries.set(title="Kernel for dQ", xlabel="Key")
+    below.set(title="dK")
+    beside.set(title="dQ")
+    for one in unused:
+        one.axis("off")
+# --8<-- [end:backward-tiles]
+
+# --8<-- [start:backward-turns]
+for kernel, program in ((on_keys, 1), (on_queries, 0)):
+    print(f"{kernel.fn.__name__}, program {program}")
+    for step in watch.steps(kernel, backward, program):
+        if step.name in ("columns", "rows", "weights", "ds", "dv", "dk", "dq"):
+            print(f"{step.name:>10} ", step.value.squeeze().tolist())
+# --8<-- [end:backward-turns]
+
+# --8<-- [start:decode]
+from rundoku.papers.flash_attention import kernel_decode
+
+filled = torch.tensor([352, 128], dtype=torch.int32)  # of the cache's 384 places
+query, key = torch.zeros(2, 2, 1, 16).half(), torch.ones(2, 1, 384, 16).half()
+value = (torch.arange(384) // 32).half().view(384, 1).expand(2, 1, 384, 16)
+
+
+def decode():
+    return flash_decode(query, key, value, filled, num_splits=3)
+
+
+touched = watch.accesses(decode)
+readers = numpy.full((2, 384), -1)
+for program in range(6):
+    readers[touched.loads(key, program)[:, 0, :, 0] > 0] = program
+with figure("splits", size=(6.4, 1.6)) as axes:
+    tiles(axes, readers[:, ::32])
+    axes.set(xlabel="Cache, in blocks of keys", ylabel="Sequence")
+publish(most_loads=touched.loads(key).max())
+# --8<-- [end:decode]
+
+# --8<-- [start:combine]
+for program in (0, 2):
+    for step in watch.steps(kernel_decode.combine_kernel, decode, program):
+        if step.name in ("lses", "weights", "o"):
+            print(step)
+# --8<-- [end:combine]
+
+# --8<-- [start:moved]
+from rundoku.papers.flash_attention.kernel_costs import ROWS, TENSORS
+
+H, N, D = 4, 112, 16  # float16, causal
+q, k, v, dout = torch.randn(4, 1, H, N, D).half()
+inputs = [tensor.requires_grad_() for tensor in (q, k, v)]
+o = flash_attention(*inputs, causal=True)
+there = watch.accesses(lambda: flash_attention(*inputs, causal=True)).traffic
+back = watch.accesses(lambda: o.backward(dout)).traffic
+tensor, row = H * N * D * 2, H * N * 4  # bytes of q; of one float32 a query
+formula = TENSORS["forward"] * tensor + ROWS["forward"] * row
+formula_back = 8 * tensor + 3 * row  # q k v o do dq dk dv; lse, and delta twice
+publish(moved=there.loaded_once + there.stored, formula=formula)
+publish(moved_back=back.loaded_once + back.stored, formula_back=formula_back)
+publish(again=there.loaded / there.loaded_once, again_back=back.loaded / back.loaded_once)
+publish(H=H, N=N, D=D)
+
+cache, rows, splits = 2 * filled.sum().item() * 16 * 2, query[..., 0].numel(), 3
+parts = 8 * splits * rows * (16 + 1)  # float32, written and read
+formula_decode = cache + parts + rows * (2 * 16 * 2 + 4)  # q, out and lse
+decoded = touched.traffic.loaded_once + touched.traffic.stored
+publish(decoded=decoded, cache=cache, formula_decode=formula_decode)
+publish(parts=parts, lengths=decoded - formula_decode)
+# --8<-- [end:moved]
 
 # --8<-- [start:accesses]
 width, at_length, at_chip = 32, 512, 4096

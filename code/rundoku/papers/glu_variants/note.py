@@ -6,8 +6,9 @@ from torch.nn import functional as F
 
 from rundoku.gpu.check import error
 from rundoku.gpu.show import compile_table, cost_table
+from rundoku.gpu.trace import accesses, steps
 from rundoku.papers.glu_variants import benchmarks, experiments, glu, kernel, two_thirds
-from rundoku.show import claim, figure, publish, table
+from rundoku.show import claim, figure, publish, table, tiles
 # --8<-- [end:setup]
 
 # --8<-- [start:gates]
@@ -70,6 +71,77 @@ cost_table(
 )
 publish(spilled=sum(report.spill for report in reports))
 # --8<-- [end:compiled]
+
+# --8<-- [start:watch]
+log3 = torch.tensor(3.0).log()  # sigmoid(log3) is 0.75
+projected = torch.ones(3, 12)  # [R, 2·F]: a row is six gates and six ups
+projected[2, [4, 5, 10, 11]] = torch.stack((log3, -log3, torch.tensor(4), torch.tensor(8)))
+dh = torch.ones(3, 6)
+h, dgate, dup = torch.empty(3, 3, 6)
+
+
+def launch(gate, up):
+    g, u = kernel._rows(gate, up)  # as the operator does
+    grid = (len(g) * -(-g.shape[1] // 4),)  # tiles of four elements
+    kernel._forward[grid](g, u, h, g.shape[1], g.stride(0), u.stride(0), "silu", 4)
+
+
+def forward():
+    launch(*projected.chunk(2, -1))
+
+
+by_halves = accesses(forward)
+by_rows = accesses(lambda: launch(dh, dh))  # any two contiguous tensors
+readers = torch.full((3, 12), -1)
+for program in range(6):
+    readers[torch.from_numpy(by_halves.loads(projected, program)) > 0] = program
+with figure("programs", columns=3, size=(7, 1.7), width_ratios=(12, 6, 6)) as three:
+    for axes, title, owners in zip(
+        three,
+        ("halves of one projection: g, u", "h", "h, all contiguous"),
+        (readers, by_halves.writer(h), by_rows.writer(h)),
+        strict=True,
+    ):
+        tiles(axes, owners)
+        axes.set(title=title)
+# --8<-- [end:watch]
+
+# --8<-- [start:forward-steps]
+for step in steps(kernel._forward, forward, program=5):
+    if step.name in ("column", "inside", "g", "u", "value"):
+        print(step)
+print("stored:", h[2, 4:])
+# --8<-- [end:forward-steps]
+
+
+# --8<-- [start:backward-steps]
+def backward():
+    g, u = projected.chunk(2, -1)
+    strides = dh.stride(0), g.stride(0), u.stride(0)
+    kernel._backward[(6,)](dh, g, u, dgate, dup, 6, *strides, "silu", 4)
+
+
+for step in steps(kernel._backward, backward, program=5):
+    if step.name in ("value", "slope"):
+        print(step)
+print("stored:", dgate[2, 4:], dup[2, 4:])
+# --8<-- [end:backward-steps]
+
+# --8<-- [start:moved]
+n_rows, n_columns, size = 64, 197, 2  # in float16
+projected = torch.randn(n_rows, 2 * n_columns).half().requires_grad_()
+gate, up = projected.chunk(2, -1)
+h = kernel.gated(gate, up)
+moved = accesses(lambda: kernel.gated(gate, up)).traffic
+moved_back = accesses(lambda: h.backward(torch.ones_like(h))).traffic
+tensor = n_rows * n_columns * size
+publish(n_rows=n_rows, n_columns=n_columns)
+publish(moved=moved.loaded + moved.stored, formula=3 * tensor, more=(5 - 3) * tensor)
+publish(moved_back=moved_back.loaded + moved_back.stored)
+publish(formula_back=5 * tensor, more_back=(9 - 5) * tensor)
+once = moved.loaded_once + moved_back.loaded_once
+publish(twice=moved.loaded + moved_back.loaded - once)
+# --8<-- [end:moved]
 
 # --8<-- [start:comparison]
 SEEDS, KINDS = range(4), experiments.KINDS
