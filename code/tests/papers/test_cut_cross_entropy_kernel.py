@@ -383,3 +383,24 @@ def test_what_is_published_compiles_for_every_target_without_spill_or_overflow()
     assert all(report.tensor_core for report in reports if report.case.endswith("bf16") and "logit" not in report.case)
     assert {report.case for report in reports} >= {"backward, hidden, bf16", "backward, hidden, unfiltered, bf16", "backward, weight, fp32"}
     assert problems([replace(reports[0], spill=4)])
+
+
+@pytest.mark.skipif(not INTERPRETED, reason="accesses are counted in the interpreter")
+def test_each_pass_reads_and_writes_what_the_docstring_says_and_no_logits():
+    from rundoku.gpu.trace import accesses
+
+    (n, c, v), side, size = (70, 24, 150), 32, 2  # the interpreter's tile, float16
+    hidden, weight, targets, _ = make(n, c, v, dtype=torch.float16, ignored=0.0)
+    found = []
+    inputs = hidden.requires_grad_(), weight.requires_grad_()
+    forward = accesses(lambda: found.append(linear_cross_entropy(*inputs, targets)))
+    backward = accesses(found[0].backward)
+    down, across = triton.cdiv(n, side), triton.cdiv(v, side)
+    walk = size * c * (down * v + across * n)
+    own = size * 2 * n * c  # a row of both for a token's own logit
+    read = [size * sum(int(each.loads(one).sum()) for one in inputs) for each in (forward, backward)]
+    assert read == [walk + own, 3 * walk]  # two passes, and in each one of the two once more
+    splits = kernel._splits(down, across)
+    assert forward.traffic.stored == 4 * n * (splits + 1)
+    assert backward.traffic.stored == 4 * c * (across * n + down * v)
+    assert backward.traffic.stored_once == 4 * c * (splits * n + v)  # the sums, and nothing that is N·V

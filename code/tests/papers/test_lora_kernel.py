@@ -412,12 +412,13 @@ def test_bytes_are_counted_by_the_formulas_of_the_docstring():
 
 
 @pytest.mark.skipif(not INTERPRETED, reason="traffic is counted in the interpreter")
-def test_each_kernel_reads_and_writes_what_the_formula_says_and_y_once():
+@pytest.mark.parametrize("rank", [1, 8, 16, 20])
+def test_each_kernel_reads_and_writes_what_the_formula_says_and_y_once(rank):
     from rundoku.gpu.trace import traffic
 
-    rows, inputs, outputs, rank = 64, 48, 80, 16
+    rows, inputs, outputs = 64, 48, 80
     x, weight, a, b, _ = tensors(rows, inputs, outputs, rank)
-    u, y, factor = torch.empty(rows, rank), torch.empty(rows, outputs), b.t().contiguous()
+    (y, u), factor = kernel._outputs(x, weight, a, b, None, 1.0), b.t().contiguous()
     thin = traffic(lambda: kernel._launch_narrow(x, a, u))
     main = traffic(lambda: kernel._launch_linear(x, weight, u, factor, None, y, rank, 1.0))
     assert (main.stored, main.stored_once) == (4 * rows * outputs,) * 2

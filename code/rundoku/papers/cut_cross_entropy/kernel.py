@@ -10,12 +10,13 @@ the gradients of both [N] float32. Products are of the input's dtype, sums of fl
 rounded to the input's dtype it is divided by the largest |u|, |u + s|, so that the 1/N of a mean does not push float16 into its subnormals.
 
 Cost: forward 2·N·V·C floating-point operations, backward 8·N·V·C, of which filtering can leave out the half that follows the logits.
-The paper makes each tile of logits once for both gradients (6·N·V·C) and lets the programs add to them in the order in which they get
-a lock; here each gradient has a pass of its own, whose programs own what they add to. That is a third more operations, and the same bits
-every time. Bytes: weight is read once for every BLOCK_N tokens, hidden once for every BLOCK_V words, most of it from the L2 cache: compute
-bounds the forward pass. Each backward pass also reads and writes its float32 sums once a tile, 8·C bytes a row for BLOCK/2 operations a
-byte, where the caches do not hold them below an H100's ridge; a tile that is filtered moves none of it. What the call holds besides the
-gradients is O(N + V), and in backward float32 sums for PROGRAMS blocks, (N + PROGRAMS·BLOCK_N)·C, then PROGRAMS·BLOCK_V·C.
+The paper makes each tile of logits once for both gradients (6·N·V·C) and lets the programs add to them in the order in which they get a
+lock; here each gradient has a pass of its own, whose programs own what they add to. That is a third more operations, and the same bits
+every time. Bytes: forward reads weight once for every BLOCK_N tokens and hidden once for every BLOCK_V words, most of it from the L2 cache,
+and a row of both for each token's own logit: compute bounds it. Each backward pass reads as much for its tiles, one of the two twice, and
+reads and writes its float32 sums once a tile, 8·C bytes a row for BLOCK/2 operations a byte, where the caches do not hold them below an
+H100's ridge; a tile that is filtered moves none of it. What the call holds besides the gradients is O(N + V), and in backward float32 sums
+for PROGRAMS blocks, (N + PROGRAMS·BLOCK_N)·C, then PROGRAMS·BLOCK_V·C.
 """
 
 from contextlib import AbstractContextManager, nullcontext

@@ -1,11 +1,13 @@
 # --8<-- [start:setup]
+import numpy
 import torch
 from torch.nn import functional as F
 
 from rundoku.gpu.check import error
 from rundoku.gpu.show import compile_table
-from rundoku.papers.cut_cross_entropy import experiments, kernel, linear_cross_entropy
-from rundoku.show import claim, figure, publish, table
+from rundoku.gpu.trace import accesses, steps
+from rundoku.papers.cut_cross_entropy import experiments, kernel, kernel_tiles, linear_cross_entropy
+from rundoku.show import claim, figure, publish, table, tiles
 # --8<-- [end:setup]
 
 # --8<-- [start:by-hand]
@@ -34,6 +36,89 @@ CASES = ("forward, bf16", "backward, hidden, bf16", "backward, weight, bf16")
 reports = compile_table("compiled", "rundoku.papers.cut_cross_entropy.kernel", cases=CASES)
 publish(spilled=sum(report.spill for report in reports))
 # --8<-- [end:compiled]
+
+# --8<-- [start:watch]
+log2 = torch.tensor(2.0).log()  # every exponential will be a power of two
+h = log2 * torch.tensor([[1, 1], [2, 0], [0, 0], [1, 0], [0, 1]])
+w = torch.tensor([[0.0, 3], [0, 2], [0, 1], [0, 1], [1, 3], [1, 1], [0, 0], [0, 0], [2, 1], [1, 1]])
+t = torch.tensor([4, 8, -100, 0, 0])  # the third token is ignored
+(N, C), V, shares, blocks = h.shape, len(w), 2, 3  # blocks of words
+TILE = (2, 4, 2)  # tokens, words, elements of h and w
+tokens, n_tokens = kernel._counted(t, -100)
+partial, dh, dw = torch.zeros(shares, N), torch.zeros(shares, N, C), torch.zeros(V, C)
+sizes, upstream = (V, C, C, C), (torch.ones(N), torch.ones(N))
+
+
+def forward():
+    inputs = (h, w, None, tokens, n_tokens, partial, N)
+    kernel_tiles.logsumexp_kernel[(6,)](*inputs, *sizes, 0.0, blocks, shares, *TILE, False, "ieee")
+
+
+def for_hidden():
+    inputs = (h, w, None, t, tokens, n_tokens, None, partial.logsumexp(0), *upstream, dh, N)
+    options = (0.0, 0.0, blocks, shares, *TILE, False, False, "ieee")
+    kernel_tiles.hidden_kernel[(6,)](*inputs, *sizes, *options)
+
+
+def for_weight():
+    inputs = (h, w, None, t, tokens, n_tokens, None, partial.logsumexp(0), *upstream, dw, None, 0)
+    kernel_tiles.weight_kernel[(3,)](*inputs, *sizes, 0.0, 0.0, *TILE, False, False, "ieee")
+
+
+passes = {"forward": accesses(forward)}
+passes |= {"backward: dh": accesses(for_hidden), "backward: dw": accesses(for_weight)}
+with figure("walks", rows=3, size=(3.6, 5)) as three:
+    for axes, (title, touched) in zip(three, passes.items(), strict=True):
+        made_by = numpy.full((N, V), -1)  # for a logit, a program reads a row of h and one of w
+        for program in range(6):
+            rows, columns = (touched.loads(matrix, program).any(1) for matrix in (h, w))
+            made_by[numpy.ix_(rows, columns)] = program
+        tiles(axes, made_by)
+        axes.set(title=title, ylabel="tokens")
+    axes.set(xlabel="words")
+# --8<-- [end:watch]
+
+# --8<-- [start:turns]
+for step in steps(kernel_tiles.logsumexp_kernel, forward, program=4):
+    if step.name in ("total", "peak") or step.source.startswith("z = tl.where"):
+        print(step)
+print("Σ exp of the first share ", partial.exp()[0, 3:].numpy().round(3))
+print("Σ exp of the second share", partial.exp()[1, 3:].numpy().round(3))
+print("log-sum-exp of both      ", partial.logsumexp(0)[3:].numpy().round(4))
+print("torch                    ", (h @ w.T).logsumexp(1)[3:].numpy().round(4))
+# --8<-- [end:turns]
+
+# --8<-- [start:gradients-watched]
+for step in steps(kernel_tiles.gradient_tile, for_hidden, program=1):
+    if step.name in ("p", "g"):
+        print(step)
+# --8<-- [end:gradients-watched]
+
+# --8<-- [start:owned]
+with figure("owned", columns=2, size=(3.7, 1.6)) as two:
+    tiles(two[0], passes["backward: dh"].writer(dh).swapaxes(0, 1).reshape(N, shares * C))
+    tiles(two[1], passes["backward: dw"].writer(dw).T)
+    two[0].set(title="sums of dh")
+    two[1].set(title="sums of dw, transposed")
+# --8<-- [end:owned]
+
+# --8<-- [start:counted]
+N, V, C, SIDE = 256, 1000, 16, 32  # in float16, and the interpreter's tile
+h, w = torch.randn(N, C).half().requires_grad_(), torch.randn(V, C).half().requires_grad_()
+losses = []
+there = accesses(lambda: losses.append(kernel.linear_cross_entropy(h, w, torch.arange(N))))
+back = accesses(losses[0].backward)
+down, across = -(-N // SIDE), -(-V // SIDE)
+walk = 2 * C * (down * V + across * N)  # w for every block of tokens, h for every block of words
+own = 2 * C * 2 * N  # one row of each for a token's own logit
+sums = 4 * C * (across * N + down * V)  # of both backward passes, once a tile
+shares = kernel._splits(down, across)
+read, read_back = (2 * int(each.loads(h).sum() + each.loads(w).sum()) for each in (there, back))
+publish(read=read, walk=walk + own, read_back=read_back, walk_back=3 * walk)
+publish(stored=there.traffic.stored, losses=4 * N * (shares + 1), logits_bytes=4 * N * V)
+publish(stored_back=back.traffic.stored, sums=sums, held_back=back.traffic.stored_once)
+publish(few_tokens=N, few_words=V, few_columns=C)
+# --8<-- [end:counted]
 
 # --8<-- [start:memory]
 SIZES = (1024, 4096, 16_384, 65_536)

@@ -14,11 +14,11 @@ different x (layers.py does it).
 Cost, s bytes an element: 2·R·I·O + 2·R·r·(I + O) FLOP forward. Plain torch writes x·Wᵀ, writes u·Bᵀ, reads and writes it for the scale,
 and reads both and writes the sum: 7·R·O elements. Here the sum starts from s·u·Bᵀ and y is written once, at least
     (2·R·I + I·O + r·(I + O) + 2·R·r + R·O)·s bytes,  against  (R·I + I·O + R·O)·s  of a merged weight.
-The second R·I is for u, which has a kernel of its own. One pass over x would do if each program, with its BN columns of y, made u for
-itself: 2·R·I·r·(⌈O/BN⌉ − 1) FLOP more, or r/BN of all the work (for r = 16 and BN = 256 a sixteenth, for r = 64 a quarter), and as large
-a share of reads more, of A. Making u once costs R·I·s bytes whatever r is: s·F/(2·O·M) of the product's least time on a card of F FLOP/s
-and M bytes/s, 5 % on an H200 for O = 4,096 in bfloat16; and backward needs u for dB. So u is made once. The product is bound by the matrix
-units from some hundred rows on, the thin ones by memory.
+The second R·I is for u, which has a kernel of its own; so is 2·R·r, with r rounded up. One pass over x would do if each program, with its
+BN columns of y, made u for itself: 2·R·I·r·(⌈O/BN⌉ − 1) FLOP more, or r/BN of all the work (for r = 16 and BN = 256 a sixteenth, for r = 64
+a quarter), and as large a share of reads more, of A. Making u once costs R·I·s bytes whatever r is: s·F/(2·O·M) of the product's least time
+on a card of F FLOP/s and M bytes/s, 5 % on an H200 for O = 4,096 in bfloat16; and backward needs u for dB. So u is made once. The product
+is bound by the matrix units from some hundred rows on, the thin ones by memory.
 
 Backward: dx is the forward kernel with W read along its other axis, at the same cost. dA and dB read x and dy once more, in sums over rows
 that are split over programs and added up in a fixed order: the same call gives the same bits. For a handful of rows, as in decoding,
@@ -251,9 +251,10 @@ def reference(
 def moved(rows: int, inputs: int, outputs: int, rank: int, itemsize: int) -> dict[str, int]:
     """Return the least bytes of a forward pass without bias: of a merged weight, of these kernels, of plain torch operator by operator."""
     merged = rows * inputs + inputs * outputs + rows * outputs
-    adapter = rows * inputs + rank * (inputs + outputs) + 2 * rows * rank
-    plain = merged + adapter + 6 * rows * outputs
-    return {name: itemsize * one for name, one in (("merged", merged), ("fused kernel", merged + adapter), ("plain torch", plain))}
+    adapter = rows * inputs + rank * (inputs + outputs)
+    fused = merged + adapter + 2 * rows * triton.cdiv(rank, 16) * 16
+    plain = merged + adapter + 2 * rows * rank + 6 * rows * outputs
+    return {name: itemsize * one for name, one in (("merged", merged), ("fused kernel", fused), ("plain torch", plain))}
 
 
 def compile_cases(target: str) -> list[Case]:

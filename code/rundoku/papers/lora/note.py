@@ -1,14 +1,17 @@
 # --8<-- [start:setup]
 from statistics import mean
 
+import numpy
 import torch
 
 from rundoku.gpu.check import error
 from rundoku.gpu.show import compile_table
+from rundoku.gpu.trace import accesses, steps, traffic
 from rundoku.papers.lora import LoRAConfig, apply_lora, experiments, kernel
 from rundoku.papers.lora import lora_state_dict, merge_adapters
 from rundoku.papers.lora.experiments import ATTENTION, EVERY_LINEAR
-from rundoku.show import claim, figure, heatmap, publish, table
+from rundoku.papers.lora.kernel_products import linear_kernel, narrow_kernel
+from rundoku.show import claim, figure, heatmap, publish, table, tiles
 # --8<-- [end:setup]
 
 # --8<-- [start:parameter-count]
@@ -91,6 +94,62 @@ reports = compile_table(
 )
 publish(spilled=sum(report.spill for report in reports))
 # --8<-- [end:compiled]
+
+# --8<-- [start:watch]
+x = [[1.0, 0, 2, 1], [0, 1, 1, 0], [2, 1, 0, 0], [0, 0, 1, 3]]
+x = torch.tensor([*x, [1, 2, 0, 1], [3, 0, 1, 0], [1, 1, 1, 1]])
+W = torch.tensor([[1.0, 0, 0, 1], [0, 1, 1, 0], [1, 1, 0, 2], [0, 0, 1, 1]])
+A, B = torch.tensor([[1.0, 0, 1, 0]]), torch.tensor([[2.0], [0], [4], [2]])
+(R, I), O, r = x.shape, len(W), 1
+u, y = torch.full((R, 2), torch.nan), torch.full((R, O), torch.nan)  # r rounded up to 2, by a call to 16
+
+
+def thin():
+    narrow_kernel[(4,)](x, A, u, R, I, r, 2, I, 2, 2, 2, "ieee")
+
+
+def whole():
+    sizes, strides = (R, I, O, r), (I, I, 1)
+    linear_kernel[(8,)](x, W, u, B, None, y, *sizes, 2, 0.5, *strides, 2, 2, 2, 2, 2, "ieee")
+
+
+thin()
+touched, one = accesses(whole), 6  # of the eight programs
+ratios = {"width_ratios": (2, I, O), "height_ratios": (r, I, R)}
+with figure("watched", rows=3, columns=3, size=(3.6, 5), **ratios) as grid:
+    for axes in grid.flat:
+        axes.set_axis_off()
+    for axes, title, matrix in (
+        (grid[0, 2], "Bᵀ", B.T),
+        (grid[1, 2], "Wᵀ", W.T),
+        (grid[2, 0], "u", u),
+        (grid[2, 1], "x", x),
+    ):
+        tiles(axes, numpy.where(touched.loads(matrix, program=one), one, -1))
+        axes.set_title(title)
+    tiles(grid[2, 2], touched.writer(y))
+    grid[2, 2].set_title("y")
+(y_stored,) = {*touched.stores(y).flat}  # the same for all its elements
+publish(y_stored=int(y_stored))
+# --8<-- [end:watch]
+
+# --8<-- [start:turns]
+for step in steps(linear_kernel, whole, program=one):
+    if step.name in ("u", "b", "acc"):
+        print(step)
+# --8<-- [end:turns]
+
+# --8<-- [start:counted]
+x, W, A, B = given  # in float16, as above
+y, u = kernel._outputs(x, W, A, B, None, 0.5)
+(R, I), O, r = x.shape, len(W), len(A)
+first = traffic(lambda: kernel._launch_narrow(x, A, u))
+second = traffic(lambda: kernel._launch_linear(x, W, u, B.T.contiguous(), None, y, r, 0.5))
+counted_bytes = sum(one.loaded_once + one.stored for one in (first, second))
+formula = kernel.moved(R, I, O, r, itemsize=2)["fused kernel"]
+publish(counted_bytes=counted_bytes, formula=formula, u_columns=u.shape[1], rank_here=r)
+publish(loaded=second.loaded, loaded_once=second.loaded_once, stored=second.stored, y_bytes=y.nbytes)
+# --8<-- [end:counted]
 
 # --8<-- [start:rank-sweep]
 RANKS = {"poems": (1, 2, 4, 8, 64), "code": (1, 8, 64)}
