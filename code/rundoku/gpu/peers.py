@@ -1,11 +1,12 @@
-"""What a benchmark times beside ours: plain torch, the same compiled by torch, and Liger-Kernel where it can be imported.
+"""What a benchmark times beside ours: plain torch, the same compiled by torch, and Liger-Kernel's and flash-attention's Triton operators
+where they can be imported.
 
-``prepare`` of a ``Bench`` (a room's ``benchmarks.py``) usually ends in ``return compare(ours, plain, inputs, gradients, liger=...)``.
+``prepare`` of a ``Bench`` (a room's ``benchmarks.py``) usually ends in ``return compare(ours, plain, inputs, gradients, others={...})``.
 """
 
 import functools
 import importlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -13,6 +14,13 @@ import torch
 from rundoku.gpu.bench import OURS, PLAIN, Call
 
 Tensors = Sequence[torch.Tensor | None]
+LIGER, FLASH = "Liger-Kernel", "flash-attention"
+_FLASH_MODULES = {
+    "layer_norm_fn": "ops.triton.layer_norm",
+    "rms_norm_fn": "ops.triton.layer_norm",
+    "apply_rotary_emb": "layers.rotary",
+    "cross_entropy_loss": "ops.triton.cross_entropy",
+}
 
 
 def compare(
@@ -21,19 +29,21 @@ def compare(
     inputs: Tensors,
     gradients: Sequence[torch.Tensor] = (),
     *,
-    liger: Callable | None = None,
+    others: Mapping[str, Callable | None] | None = None,
     layout: Callable[[torch.Tensor], torch.Tensor] = torch.clone,
 ) -> tuple[dict[str, Call], Sequence[torch.Tensor]]:
     """Return the calls of every provider, and what ``plain`` computes in float64, as ``Bench.prepare`` promises them.
 
     Without ``gradients`` a call computes the function of ``inputs``, with them the backward pass alone: of its first outputs, one gradient
-    each, to every input. ``liger`` gets copies of its own, as ``layout`` makes them, since some of its kernels write into their inputs.
+    each, to every input. Each of ``others``, by provider and None where it is missing, gets copies of its own, as ``layout`` makes them,
+    since some kernels write into their inputs.
     """
     doubles = [None if tensor is None else tensor.double() for tensor in inputs]
     calls = {name: _call(way, inputs, gradients) for name, way in ((OURS, ours), (PLAIN, plain), ("torch.compile", torch.compile(plain)))}
-    if liger:
-        own = [None if tensor is None else layout(tensor) for tensor in inputs]
-        calls["Liger-Kernel"] = _call(liger, own, [layout(gradient) for gradient in gradients])
+    for name, way in (others or {}).items():
+        if way:
+            own = [None if tensor is None else layout(tensor) for tensor in inputs]
+            calls[name] = _call(way, own, [layout(gradient) for gradient in gradients])
     return calls, _call(plain, doubles, gradients)()
 
 
@@ -51,11 +61,20 @@ def _outputs(found: Any) -> tuple[torch.Tensor, ...]:
     return (found,) if isinstance(found, torch.Tensor) else tuple(found)
 
 
-@functools.cache
 def liger(name: str) -> Any:
     """Return a function of Liger-Kernel (``liger_layer_norm``), or say once that it is left out and return None."""
+    return _found(LIGER, "liger_kernel.transformers.functional", name)
+
+
+def flash_operator(name: str) -> Any:
+    """Return one of flash-attention's Triton operators (``layer_norm_fn``), or say once that it is left out and return None."""
+    return _found(FLASH, f"flash_attn.{_FLASH_MODULES[name]}", name)
+
+
+@functools.cache
+def _found(provider: str, module: str, name: str) -> Any:
     try:
-        return getattr(importlib.import_module("liger_kernel.transformers.functional"), name)
-    except Exception as problem:  # its import looks for devices and versions of its own, and fails in many ways
-        print(f"bench: Liger-Kernel's {name} is left out: {problem}")
+        return getattr(importlib.import_module(module), name)
+    except Exception as problem:  # their imports look for devices, versions and compiled parts of their own, and fail in many ways
+        print(f"bench: {provider}'s {name} is left out: {problem}")
         return None

@@ -52,6 +52,24 @@ def test_a_wrong_kernel_is_not_timed(wrong):
     assert timed == []
 
 
+def test_a_peer_that_fails_is_left_out_by_name_and_ours_is_not(capsys):
+    def refuse():
+        raise RuntimeError("out of memory")
+
+    def prepare(device):
+        return {"rundoku": lambda: [X.exp()], "torch": lambda: [X.exp()], "a peer": refuse}, [EXACT]
+
+    found = measure(replace(benchmark(X.exp, []), prepare=prepare), "cpu", "NVIDIA H200", timer)
+    assert [each.provider for each in found] == ["rundoku", "torch"]
+    assert capsys.readouterr().out == "bench: a peer is left out of exp {'N': 64}: out of memory\n"
+
+    def broken(call):
+        raise RuntimeError("no clock")
+
+    with pytest.raises(RuntimeError, match="no clock"):
+        measure(benchmark(X.exp, []), "cpu", "NVIDIA H200", broken)
+
+
 def test_an_output_that_is_left_out_is_an_error():
     lacking = replace(benchmark(X.exp, []), prepare=lambda device: ({"rundoku": list, "torch": lambda: [X.exp()]}, [EXACT]))
     with pytest.raises(ValueError, match="zip"):

@@ -1,4 +1,4 @@
-"""Peers compute the same thing as ours, and Liger-Kernel is left out, with a line that says so, where it cannot be imported."""
+"""Peers compute the same thing as ours, and one that cannot be imported is left out, with a line that says so."""
 
 import importlib
 import sys
@@ -18,18 +18,25 @@ DEVICE = "cpu" if launch.INTERPRETED else "cuda"
 @pytest.fixture(autouse=True)
 def fresh(monkeypatch):
     monkeypatch.setattr(torch, "compile", lambda function: function)
-    peers.liger.cache_clear()
+    peers._found.cache_clear()
     yield
-    peers.liger.cache_clear()
+    peers._found.cache_clear()
 
 
-def test_liger_kernel_is_left_out_with_one_line_where_it_cannot_be_imported(monkeypatch, capsys):
-    monkeypatch.setitem(sys.modules, "liger_kernel", None)
-    assert peers.liger("liger_rope") is None
-    assert peers.liger("liger_rope") is None
+@pytest.mark.parametrize(
+    ("package", "find", "name", "provider"),
+    [
+        ("liger_kernel", peers.liger, "liger_rope", "Liger-Kernel"),
+        ("flash_attn", peers.flash_operator, "rms_norm_fn", "flash-attention"),
+    ],
+)
+def test_a_peer_is_left_out_with_one_line_where_it_cannot_be_imported(monkeypatch, capsys, package, find, name, provider):
+    monkeypatch.setitem(sys.modules, package, None)
+    assert find(name) is None
+    assert find(name) is None
     said = capsys.readouterr().out
     assert said.count("\n") == 1
-    assert said.startswith("bench: Liger-Kernel's liger_rope is left out: ")
+    assert said.startswith(f"bench: {provider}'s {name} is left out: ")
 
 
 def in_place_rope(query, key, cos, sin):
@@ -41,9 +48,24 @@ def in_place_rope(query, key, cos, sin):
     return query, key, cos, sin
 
 
+def flash_norm(x, weight, bias, residual=None, x1=None, weight1=None, bias1=None, eps=1e-6, dropout_p=0.0, prenorm=False):
+    h = x if residual is None else x + residual
+    y = F.rms_norm(h, weight.shape, weight, eps) if bias is None else F.layer_norm(h, weight.shape, weight, bias, eps)
+    return (y, h) if prenorm else y
+
+
+def flash_rotary(x, cos, sin, interleaved=False, inplace=False):
+    """[B, N, H, D], tables [N, D/2]."""
+    assert x.shape[1] == len(cos) and not inplace
+    a, b = x.unflatten(-1, (-1, 2)).unbind(-1) if interleaved else x.chunk(2, -1)
+    c, s = cos[:, None], sin[:, None]
+    turned = (a * c - b * s, b * c + a * s)
+    return torch.stack(turned, -1).flatten(-2) if interleaved else torch.cat(turned, -1)
+
+
 @pytest.fixture
 def fake(monkeypatch):
-    """Plain torch under Liger-Kernel's names and signatures."""
+    """Plain torch under the peers' names and signatures."""
     functional = types.ModuleType("liger_kernel.transformers.functional")
     functional.liger_layer_norm = lambda x, w, b, eps: F.layer_norm(x, w.shape, w, b, eps)
     functional.liger_rms_norm = lambda x, w, eps, offset=0.0, casting_mode="llama", in_place=True: (
@@ -55,36 +77,46 @@ def fake(monkeypatch):
     )
     functional.liger_swiglu = lambda a, b: F.silu(a) * b
     functional.liger_rope = in_place_rope
-    for name in ("liger_kernel", "liger_kernel.transformers"):
+    functional.liger_fused_linear_cross_entropy = lambda hidden, weight, targets: F.cross_entropy(hidden @ weight.T, targets)
+    for name in ("liger_kernel", "liger_kernel.transformers", "flash_attn", "flash_attn.ops", "flash_attn.ops.triton", "flash_attn.layers"):
         monkeypatch.setitem(sys.modules, name, types.ModuleType(name))
-    monkeypatch.setitem(sys.modules, functional.__name__, functional)
+    operators = {
+        "layer_norm_fn": flash_norm,
+        "rms_norm_fn": flash_norm,
+        "apply_rotary_emb": flash_rotary,
+        "cross_entropy_loss": lambda logits, labels: (F.cross_entropy(logits, labels, reduction="none"), torch.zeros(len(labels))),
+    }
+    made = {module: types.ModuleType(f"flash_attn.{module}") for module in peers._FLASH_MODULES.values()}
+    for name, operator in operators.items():
+        setattr(made[peers._FLASH_MODULES[name]], name, operator)
+    for module in (functional, *made.values()):
+        monkeypatch.setitem(sys.modules, module.__name__, module)
 
 
+BOTH, NONE = {"Liger-Kernel", "flash-attention"}, set()
+ROTARY, LOGITS = {"B": 2, "H": 3, "G": 1, "N": 6, "D": 16}, {"N": 5, "C": 32, "V": 40}
 CALLS = [
-    *(("layer_norm", (case, {"R": 6, "C": 96})) for case in ("forward", "add and forward", "backward")),
-    *(("rms_norm", (case, {"R": 6, "C": 96})) for case in ("forward", "add and forward", "backward")),
-    *(("glu_variants", ("silu", direction, {"R": 6, "F": 96})) for direction in ("forward", "backward")),
-    ("roformer", ("forward, half", {"B": 2, "H": 3, "G": 1, "N": 6, "D": 16})),
+    *(("layer_norm", (case, {"R": 6, "C": 96}), BOTH) for case in ("forward", "add and forward", "backward")),
+    *(("rms_norm", (case, {"R": 6, "C": 96}), BOTH) for case in ("forward", "add and forward", "backward")),
+    *(("glu_variants", ("silu", direction, {"R": 6, "F": 96}), {"Liger-Kernel"}) for direction in ("forward", "backward")),
+    ("glu_variants", ("gelu", "forward", {"R": 6, "F": 96}), NONE),  # Liger-Kernel's is another function
+    ("roformer", ("forward, half", ROTARY), BOTH),
+    *(("roformer", (case, ROTARY), {"flash-attention"}) for case in ("forward, interleaved", "backward, interleaved")),
+    ("cut_cross_entropy", ("forward", LOGITS), BOTH),
+    ("cut_cross_entropy", ("backward", LOGITS), {"flash-attention"}),  # Liger-Kernel's gradients are made in forward
 ]
 
 
-@pytest.mark.parametrize(("room", "arguments"), CALLS)
-def test_liger_kernel_is_asked_for_what_ours_computes(fake, room, arguments):
+@pytest.mark.parametrize(("room", "arguments", "asked"), CALLS)
+def test_peers_are_asked_for_what_ours_computes(fake, room, arguments, asked):
     benchmarks = importlib.import_module(f"rundoku.papers.{room}.benchmarks")
     calls, exact = benchmarks._calls(*arguments, "float32", DEVICE)
-    assert list(calls) == ["rundoku", "torch", "torch.compile", "Liger-Kernel"]
-    ours, plain, peer = (calls[name]() for name in ("rundoku", "torch", "Liger-Kernel"))
-    for one, other, theirs, truth in zip(ours, plain, peer, exact, strict=True):
-        assert twice_rule(one, other, truth) is None
-        assert twice_rule(theirs, other, truth) is None
-    again = calls["rundoku"]()  # what the peer wrote over was its own
-    assert all(map(torch.equal, again, ours))
-
-
-@pytest.mark.parametrize(("room", "arguments"), [("glu_variants", ("gelu", "forward", {"R": 6, "F": 96}))])
-def test_a_peer_that_has_no_such_function_is_not_asked(fake, room, arguments):
-    benchmarks = importlib.import_module(f"rundoku.papers.{room}.benchmarks")
-    assert "Liger-Kernel" not in benchmarks._calls(*arguments, "float32", DEVICE)[0]
+    assert set(calls) == {"rundoku", "torch", "torch.compile"} | asked
+    found = {name: call() for name, call in calls.items()}
+    for name in ("rundoku", *asked):
+        for one, other, truth in zip(found[name], found["torch"], exact, strict=True):
+            assert twice_rule(one, other, truth) is None
+    assert all(map(torch.equal, calls["rundoku"](), found["rundoku"]))  # what a peer wrote over was its own
 
 
 @pytest.mark.parametrize(("room", "axis", "most"), [("layer_norm", "C", 16_384), ("rms_norm", "C", 16_384), ("glu_variants", "F", 22_016)])

@@ -10,7 +10,7 @@ import torch
 from torch.nn import functional as F
 
 from rundoku.gpu.bench import Bench, Call
-from rundoku.gpu.peers import compare, liger
+from rundoku.gpu.peers import FLASH, LIGER, compare, flash_operator, liger
 
 SIZES = ((4096, 576, 49_152), (4096, 4096, 32_000), (2048, 4096, 128_256), (2048, 2304, 256_000))  # N, C, V
 CASES = {"forward": 2, "backward": 8}  # floating-point operations a token, word and unit of width
@@ -39,7 +39,7 @@ def _calls(case: str, size: dict[str, int], dtype: str, device: str) -> tuple[di
     hidden, weight = (torch.randn(size[axis], size["C"], device=device, dtype=getattr(torch, dtype)) for axis in "NV")
     weight *= 4 / size["C"] ** 0.5  # logits of deviation 4
     targets = torch.randint(size["V"], (size["N"],), device=device)
-    peer = liger("liger_fused_linear_cross_entropy")
+    theirs, operator = liger("liger_fused_linear_cross_entropy"), flash_operator("cross_entropy_loss")
 
     def plain(hidden, weight):
         return F.cross_entropy(F.linear(hidden, weight), targets)
@@ -48,8 +48,12 @@ def _calls(case: str, size: dict[str, int], dtype: str, device: str) -> tuple[di
         return kernel.linear_cross_entropy(hidden, weight, targets)
 
     def ligers(hidden, weight):  # makes its gradients in forward, so that its backward alone would say little
-        return peer(hidden, weight, targets)
+        return theirs(hidden, weight, targets)
+
+    def flash(hidden, weight):  # of logits that are there in full
+        return operator(F.linear(hidden, weight), targets)[0].mean()
 
     backward = case != "forward"
     gradient = (torch.ones((), device=device),) if backward else ()
-    return compare(ours, plain, (hidden, weight), gradient, liger=None if backward else peer and ligers)
+    others = {LIGER: None if backward else theirs and ligers, FLASH: operator and flash}
+    return compare(ours, plain, (hidden, weight), gradient, others=others)

@@ -7,7 +7,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from rundoku.gpu.bench import Bench, Call
-from rundoku.gpu.peers import compare, liger
+from rundoku.gpu.peers import LIGER, compare, liger
 from rundoku.papers.glu_variants.experiments import FeedForward
 from rundoku.papers.glu_variants.gating import GatedFeedForward, glu, two_thirds
 from rundoku.show import experiment
@@ -44,7 +44,7 @@ def _calls(
     gate, up, gradient = (torch.randn(size["R"], size["F"], device=device, dtype=getattr(torch, dtype)) for _ in range(3))
     ours, plain = (partial(way, activation=activation) for way in (kernel.gated, glu))
     peer = liger(PEERS[activation]) if activation in PEERS else None  # its backward writes into gate and up: timed, never looked at
-    return compare(ours, plain, (gate, up), (gradient,) if direction == "backward" else (), liger=peer)
+    return compare(ours, plain, (gate, up), (gradient,) if direction == "backward" else (), others={LIGER: peer})
 
 
 class _Traffic(TorchDispatchMode):

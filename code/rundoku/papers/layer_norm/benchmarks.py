@@ -7,7 +7,7 @@ import torch
 from torch.nn import functional as F
 
 from rundoku.gpu.bench import Bench, Call
-from rundoku.gpu.peers import compare, liger
+from rundoku.gpu.peers import FLASH, LIGER, compare, flash_operator, liger
 
 # FLOP and tensors of [R, C] read or written, an element, as kernel.py counts them
 COSTS = {"forward": (7, 2), "add and forward": (8, 4), "backward": (13, 3)}
@@ -39,7 +39,7 @@ def _calls(case: str, size: dict[str, int], dtype: str, device: str) -> tuple[di
     kind = {"device": device, "dtype": getattr(torch, dtype)}
     x, residual, gradient = (torch.randn(size["R"], size["C"], **kind) for _ in range(3))
     weight, bias = (torch.randn(size["C"], **kind) for _ in range(2))
-    peer = liger("liger_layer_norm")
+    theirs, operator = liger("liger_layer_norm"), flash_operator("layer_norm_fn")
 
     def plain(x, residual, weight, bias):
         h = x if residual is None else x + residual
@@ -50,7 +50,13 @@ def _calls(case: str, size: dict[str, int], dtype: str, device: str) -> tuple[di
 
     def ligers(x, residual, weight, bias):  # it has no kernel with the addition
         h = x if residual is None else x + residual
-        return peer(h, weight, bias, 1e-5), h
+        return theirs(h, weight, bias, 1e-5), h
+
+    def flash(x, residual, weight, bias):
+        if residual is None:
+            return operator(x, weight, bias, eps=1e-5), x
+        return operator(x, weight, bias, residual=residual, eps=1e-5, prenorm=True)
 
     inputs = (x, residual if case == "add and forward" else None, weight, bias)
-    return compare(ours, plain, inputs, (gradient,) if case == "backward" else (), liger=peer and ligers)
+    others = {LIGER: theirs and ligers, FLASH: operator and flash}
+    return compare(ours, plain, inputs, (gradient,) if case == "backward" else (), others=others)

@@ -7,7 +7,7 @@ import torch
 from torch.nn import functional as F
 
 from rundoku.gpu.bench import Bench, Call
-from rundoku.gpu.peers import compare, liger
+from rundoku.gpu.peers import FLASH, LIGER, compare, flash_operator, liger
 from rundoku.papers.layer_norm.benchmarks import SIZES
 
 # FLOP and tensors of [R, C] read or written, an element, as kernel.py counts them
@@ -39,7 +39,7 @@ def _calls(case: str, size: dict[str, int], dtype: str, device: str) -> tuple[di
     kind = {"device": device, "dtype": getattr(torch, dtype)}
     x, residual, gradient = (torch.randn(size["R"], size["C"], **kind) for _ in range(3))
     weight, adds = torch.randn(size["C"], **kind), case == "add and forward"
-    peer = liger("liger_fused_add_rms_norm" if adds else "liger_rms_norm")
+    theirs, operator = liger("liger_fused_add_rms_norm" if adds else "liger_rms_norm"), flash_operator("rms_norm_fn")
 
     def plain(x, residual, weight):
         h = x if residual is None else x + residual
@@ -49,7 +49,13 @@ def _calls(case: str, size: dict[str, int], dtype: str, device: str) -> tuple[di
         return (kernel.rms_norm(x, weight), x) if residual is None else kernel.rms_norm(x, weight, residual=residual)
 
     def ligers(x, residual, weight):  # not in place: its backward would write over the gradient that it is given each time
-        return (peer(x, weight, 1e-6, in_place=False), x) if residual is None else peer(x, residual, weight, 1e-6, in_place=False)
+        return (theirs(x, weight, 1e-6, in_place=False), x) if residual is None else theirs(x, residual, weight, 1e-6, in_place=False)
+
+    def flash(x, residual, weight):
+        if residual is None:
+            return operator(x, weight, None, eps=1e-6), x
+        return operator(x, weight, None, residual=residual, eps=1e-6, prenorm=True)
 
     inputs = (x, residual if adds else None, weight)
-    return compare(ours, plain, inputs, (gradient,) if case == "backward" else (), liger=peer and ligers)
+    others = {LIGER: theirs and ligers, FLASH: operator and flash}
+    return compare(ours, plain, inputs, (gradient,) if case == "backward" else (), others=others)

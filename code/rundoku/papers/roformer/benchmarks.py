@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from rundoku.gpu.bench import Bench, Call
-from rundoku.gpu.peers import compare, liger
+from rundoku.gpu.peers import FLASH, LIGER, compare, flash_operator, liger
 from rundoku.papers.roformer.rotary import LAYOUTS, Layout, rotary_tables, rotate
 
 SIZES = (  # of real models: query heads, key heads, head width
@@ -42,7 +42,8 @@ def _calls(case: str, sizes: dict[str, int], dtype: str, device: str) -> tuple[d
     made = [torch.randn(batch, count, length, width, device=device, dtype=getattr(torch, dtype)) for count in (heads, groups) * 2]
     layout: Layout = "interleaved" if "interleaved" in case else "half"
     tables = rotary_tables(torch.arange(length, device=device), width)
-    peer: Any = liger("liger_rope") if layout == "half" else None  # it has no other
+    theirs: Any = liger("liger_rope") if layout == "half" else None  # it has no other
+    operator: Any = flash_operator("apply_rotary_emb")
 
     def plain(query: Tensor, key: Tensor) -> tuple[Tensor, Tensor]:
         return rotate(query, *tables, layout), rotate(key, *tables, layout)
@@ -53,9 +54,13 @@ def _calls(case: str, sizes: dict[str, int], dtype: str, device: str) -> tuple[d
     doubled = [torch.cat((table, table), -1)[None] for table in tables]  # Liger-Kernel's tables hold each angle twice
 
     def ligers(query: Tensor, key: Tensor) -> tuple[Tensor, Tensor]:
-        return peer(query, key, *doubled)[:2]
+        return theirs(query, key, *doubled)[:2]
 
-    def heads_second(x: Tensor) -> Tensor:  # the layout that it turns in place; any other it copies first
+    def flash(query: Tensor, key: Tensor) -> tuple[Tensor, Tensor]:  # turns one tensor a launch, [B, N, H, D]
+        return tuple(operator(x.transpose(1, 2), *tables, interleaved=layout == "interleaved").transpose(1, 2) for x in (query, key))
+
+    def heads_second(x: Tensor) -> Tensor:  # the layout that both turn; Liger-Kernel copies any other first
         return x.transpose(1, 2).clone(memory_format=torch.contiguous_format).transpose(1, 2)
 
-    return compare(ours, plain, made[:2], made[2:] if "backward" in case else (), liger=peer and ligers, layout=heads_second)
+    others = {LIGER: theirs and ligers, FLASH: operator and flash}
+    return compare(ours, plain, made[:2], made[2:] if "backward" in case else (), others=others, layout=heads_second)
