@@ -93,7 +93,7 @@ little, much = zip(*leads, strict=True)
 # --8<-- [end:data]
 
 # --8<-- [start:envelope]
-budgets = torch.logspace(9.2, 11.78, 40).double()  # from after the smallest model's warm-up to the largest model's end
+budgets = torch.logspace(9.2, 11.68, 40).double()  # from after the smallest model's warm-up to the largest model's end
 
 
 def lowest(chosen):  # loss of the best chosen run at each budget, between its measured points
