@@ -27,6 +27,7 @@ from rundoku.gpu.targets import CARD_OF, CARDS, TARGETS, Target
 if TYPE_CHECKING:
     from rundoku.gpu.launch import Case, Cost  # needs triton, which the reports' readers do not
 
+EVERY_FORM = "--every-form"  # among the arguments of this program
 TENSOR_MEMORY_COLUMNS = 512  # of a multiprocessor of sm_100
 
 
@@ -71,9 +72,12 @@ class CompileError(Exception):
     """A kernel did not compile; the message ends in the compiler's own."""
 
 
-def compile_report(module: str, targets: tuple[str, ...] = tuple(TARGETS)) -> list[Report]:
-    """Compile the cases of a kernel module for ``targets`` and return what became of each; raises CompileError where one fails."""
-    return [Report(**report) for report in ask("rundoku.gpu.report", module, *targets)]
+def compile_report(module: str, targets: tuple[str, ...] = tuple(TARGETS), every_form: bool = False) -> list[Report]:
+    """Compile the cases of a kernel module for ``targets`` and return what became of each; raises CompileError where one fails.
+
+    ``every_form`` adds the cases that another one at the same entry of the table stands for (``Case.lesser``), as the tests do.
+    """
+    return [Report(**report) for report in ask("rundoku.gpu.report", module, *targets, *([EVERY_FORM] if every_form else []))]
 
 
 def ask(program: str, module: str, *arguments: str) -> Any:
@@ -165,7 +169,9 @@ def _hip_usage(assembly: str) -> tuple[int, int]:
 
 def _main(module: str, targets: list[str]) -> None:
     cases: Any = importlib.import_module(module).compile_cases
-    print(json.dumps([asdict(compile_case(case, TARGETS[target])) for target in targets for case in cases(target)]))
+    every_form = EVERY_FORM in targets
+    wanted = [(target, case) for target in targets if target != EVERY_FORM for case in cases(target) if every_form or not case.lesser]
+    print(json.dumps([asdict(compile_case(case, TARGETS[target])) for target, case in wanted]))
 
 
 if __name__ == "__main__":

@@ -21,16 +21,17 @@ def attention_weights(query: Tensor, key: Tensor, attn_mask: Tensor | None = Non
     scores = (query @ key.transpose(-2, -1)) * scale  # [..., N, M]
     if attn_mask is None:
         return torch.softmax(scores, dim=-1)
+    # A row with nothing to attend to would be 0/0 = NaN, and spread when backpropagated: its scores are zeros, and so are its weights.
     if attn_mask.dtype == torch.bool:
-        scores = scores.masked_fill(~attn_mask, -math.inf)
+        empty = ~attn_mask.any(dim=-1, keepdim=True)  # [..., N, 1]
+        scores = torch.where(attn_mask, scores, torch.where(empty, 0.0, -math.inf).to(scores.dtype))
     elif attn_mask.is_floating_point():
         scores = scores + attn_mask.to(scores.dtype)
+        empty = (scores == -math.inf).all(dim=-1, keepdim=True)
+        scores = scores.masked_fill(empty, 0.0)
     else:
         raise ValueError(f"attn_mask: its dtype is {attn_mask.dtype}; expected bool or floating")
-    # A row with nothing to attend to would be 0/0 = NaN, and spread when backpropagated: zeros.
-    empty = (scores == -math.inf).all(dim=-1, keepdim=True)  # [..., N, 1]
-    weights = torch.softmax(scores.masked_fill(empty, 0.0), dim=-1)
-    return weights.masked_fill(empty, 0.0)  # [..., N, M]
+    return torch.softmax(scores, dim=-1).masked_fill(empty, 0.0)  # [..., N, M]
     # --8<-- [end:weights]
 
 

@@ -91,7 +91,7 @@ def language_model(*, kind: str, seed: int, steps: int = 300, d_model: int = 48,
     validation = held_out[(torch.arange(512) * 390)[:, None] + window]  # [512, N + 1]
     torch.manual_seed(seed)
     model = LanguageModel(int(letters.sum()), kind, d_model, d_ff, n_layers, length)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=6e-3, weight_decay=0.0)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=6e-3, weight_decay=0.0, fused=True)
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: min((step + 1) / warm_up, 1 - step / steps))
     draw = torch.Generator().manual_seed(seed)
     for _ in range(steps):

@@ -220,7 +220,7 @@ def character_model(*, norm: Norm, center: float = 0.0, length: int = 24, steps:
     with torch.no_grad():
         model.cell.input.weight += center
         model.cell.hidden.weight += center
-    optimizer = torch.optim.Adam(model.parameters(), lr=3e-3)
+    optimizer = torch.optim.Adam(model.parameters(), lr=3e-3, fused=True)
     draw = torch.Generator().manual_seed(seed)
     losses = []
 
@@ -257,7 +257,7 @@ def loaded(*, epochs: int, seed: int) -> dict:
     (images, test_images), (labels, test_labels) = images.split([1297, 500]), labels.split([1297, 500])
     torch.manual_seed(seed)
     model = nn.Sequential(nn.Linear(64, 100), LayerNorm(100), nn.ReLU(), nn.Linear(100, 100), LayerNorm(100), nn.ReLU(), nn.Linear(100, 10))
-    optimizer = torch.optim.Adam(model.parameters(), lr=3e-3)
+    optimizer = torch.optim.Adam(model.parameters(), lr=3e-3, fused=True)
     for _ in range(epochs):
         for batch in torch.randperm(len(images)).split(64):
             optimizer.zero_grad()

@@ -69,7 +69,7 @@ def trained(cases, seed=0):
 
 
 SIZES = ((2, 12), (2, 16), (2, 24), (2, 32), (2, 48), (3, 48), (4, 64))
-STEPS = 2000
+STEPS = 1600
 runs = trained((size, STEPS, 0) for size in SIZES)
 size = torch.tensor([count(size) for size in SIZES]).double()
 at = torch.tensor(runs[0].at).double()
@@ -93,7 +93,7 @@ little, much = zip(*leads, strict=True)
 # --8<-- [end:data]
 
 # --8<-- [start:envelope]
-budgets = torch.logspace(9.2, 11.78, 40).double()  # from after the smallest model's warm-up to the largest model's end
+budgets = torch.logspace(9.2, 11.68, 40).double()  # from after the smallest model's warm-up to the largest model's end
 
 
 def lowest(chosen):  # loss of the best chosen run at each budget, between its measured points
@@ -205,7 +205,7 @@ publish(far_plain=by_all([1e9])[0], far_floor=floored([1e9])[0])
 # --8<-- [end:floor]
 
 # --8<-- [start:steps]
-marks = [k for k, step in enumerate(at.tolist()) if step in (500, 1000, 2000)]
+marks = [k for k, step in enumerate(at.tolist()) if step in (400, 800, 1600)]
 early = [(int(at[k]), *fitted(size, loss[:, k])) for k in marks]
 rows = [(step, f.exponent, *i) for step, f, i in early]
 columns = ("Training steps", "Exponent", "from", "to")
