@@ -102,7 +102,7 @@ publish(base_share=counted.base / capacity["base"], big_share=counted.big / capa
 # --8<-- [end:training-cost]
 
 # --8<-- [start:translation]
-size = {"steps": 640, "digits": 12, "longest": 12}
+size = {"steps": 800, "digits": 12, "longest": 12}
 run = experiments.translation(warmup=500, smoothing=0.1, example=45_678_002, seed=0, **size)
 found, words = run.accuracy, range(1, 17)
 with figure("accuracy-by-length") as axes:
@@ -137,7 +137,7 @@ publish(aligned=aligned[-1].max().item(), first_layer=aligned[0].max().item())
 # --8<-- [end:alignment]
 
 # --8<-- [start:smoothing]
-recipe, two = {"steps": 400, "warmup": 100}, (0, 1)
+recipe, two = {"steps": 500, "warmup": 100}, (0, 1)
 smooth = experiments.small_run(fault="none", smoothing=0.1, seeds=two, **recipe)
 sharp = experiments.small_run(fault="none", smoothing=0.0, seeds=two, **recipe)
 
