@@ -86,7 +86,6 @@ class Case:
     constants: dict[str, Any] = field(default_factory=dict)  # constexprs besides config.tiles
     divisible: bool = True  # False: no argument is known to be divisible by 16, the worst case for vector loads
     cost: Cost | None = None  # at the size that the report states; None where it is not counted
-    lesser: bool = False  # another case at the same entry does all this and more: only the tests compile this one, too
 
 
 @dataclass(frozen=True)

@@ -17,6 +17,7 @@ import re
 import subprocess
 import sys
 import tempfile
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -27,7 +28,6 @@ from rundoku.gpu.targets import CARD_OF, CARDS, TARGETS, Target
 if TYPE_CHECKING:
     from rundoku.gpu.launch import Case, Cost  # needs triton, which the reports' readers do not
 
-EVERY_FORM = "--every-form"  # among the arguments of this program
 TENSOR_MEMORY_COLUMNS = 512  # of a multiprocessor of sm_100
 
 
@@ -72,12 +72,19 @@ class CompileError(Exception):
     """A kernel did not compile; the message ends in the compiler's own."""
 
 
-def compile_report(module: str, targets: tuple[str, ...] = tuple(TARGETS), every_form: bool = False) -> list[Report]:
-    """Compile the cases of a kernel module for ``targets`` and return what became of each; raises CompileError where one fails.
+def compile_report(
+    module: str, targets: Sequence[str] = tuple(TARGETS), *, cases: Sequence[str] = (), tiles: Mapping[str, int] | None = None
+) -> list[Report]:
+    """Compile the cases of a kernel module for ``targets`` and return what became of each.
 
-    ``every_form`` adds the cases that another one at the same entry of the table stands for (``Case.lesser``), as the tests do.
+    ``cases`` names those to compile (none: all), and ``tiles`` the tile sizes of theirs. Raises CompileError where one fails, and
+    ValueError for a case that the module has not.
     """
-    return [Report(**report) for report in ask("rundoku.gpu.report", module, *targets, *([EVERY_FORM] if every_form else []))]
+    found = ask("rundoku.gpu.report", module, *targets, json.dumps({"cases": cases, "tiles": dict(tiles or {})}))
+    unknown = sorted({*cases} - {*found["cases"]})
+    if unknown:
+        raise ValueError(f"cases: got {unknown[0]!r}, expected some of {', '.join(sorted(found['cases']))}")
+    return [Report(**report) for report in found["reports"]]
 
 
 def ask(program: str, module: str, *arguments: str) -> Any:
@@ -167,12 +174,14 @@ def _hip_usage(assembly: str) -> tuple[int, int]:
     return usage["vgpr_count"], max(usage["private_segment_fixed_size"], 4 * usage["vgpr_spill_count"])
 
 
-def _main(module: str, targets: list[str]) -> None:
-    cases: Any = importlib.import_module(module).compile_cases
-    every_form = EVERY_FORM in targets
-    wanted = [(target, case) for target in targets if target != EVERY_FORM for case in cases(target) if every_form or not case.lesser]
-    print(json.dumps([asdict(compile_case(case, TARGETS[target])) for target, case in wanted]))
+def _main(module: str, targets: list[str], chosen: str) -> None:
+    wanted = json.loads(chosen)
+    every = [(target, case) for target in targets for case in importlib.import_module(module).compile_cases(target)]
+    some = [one for one in every if not wanted["cases"] or one[1].name in wanted["cases"]]
+    some = [(target, case) for target, case in some if wanted["tiles"].items() <= case.config.tiles.items()]
+    reports = [asdict(compile_case(case, TARGETS[target])) for target, case in some]
+    print(json.dumps({"cases": list(dict.fromkeys(case.name for _, case in every)), "reports": reports}))
 
 
 if __name__ == "__main__":
-    _main(sys.argv[1], sys.argv[2:])
+    _main(sys.argv[1], sys.argv[2:-1], sys.argv[-1])

@@ -1,8 +1,9 @@
 """Compile reports on a page: a kernel's table in its note, and every kernel's reports for the site's page of kernels.
 
 A note's snippet says ``compile_table("compiled", "rundoku.papers.layer_norm.kernel")``; the table's columns are COLUMNS, and it brings the
-whole module's ``summary`` along, which the page of kernels compares. ``cost_table`` shows what the roofline allows where cases state costs.
-All rest on one stored run, ``compiled(module)``, kept until the kernel's code changes.
+``summary`` of what it shows along, which the page of kernels compares. ``cost_table`` shows what the roofline allows the cases that state
+their costs.
+Both rest on a stored run, ``compiled(module, cases, tiles)``, kept until the kernel's code changes.
 """
 
 from collections.abc import Sequence
@@ -36,8 +37,7 @@ def compile_table(name: str, module: str, *, cases: tuple[str, ...] = (), tiles:
     ``cases`` names those to show (none: all), and ``tiles`` the tile sizes: ``tiles={"COLUMNS": 4096}``.
     Raises ValueError for a case that the module has not.
     """
-    reports = compiled(module)
-    shown = _chosen(reports, cases, tiles)
+    shown = compiled(module, cases, tiles)
     rows = [
         (r.case, r.target, " × ".join(map(str, r.tiles.values())), r.num_warps, r.registers, r.spill, r.shared, r.shared_limit,
          r.tensor_core_count, r.occupancy)
@@ -45,7 +45,7 @@ def compile_table(name: str, module: str, *, cases: tuple[str, ...] = (), tiles:
     ]  # fmt: skip
     table(name, columns=COLUMNS, rows=rows, formats=tuple(_FORMATS.values()))
     if recording.current:
-        recording.current.items[-1]["summary"] = summary(reports)
+        recording.current.items[-1]["summary"] = summary(shown)
     return shown
 
 
@@ -56,7 +56,7 @@ def cost_table(name: str, module: str, *, cases: tuple[str, ...] = (), tiles: di
     dtype, that this intensity allows: data sheets and formulas, nothing measured. ``cases`` and ``tiles`` as in ``compile_table``.
     Raises ValueError for a case that the module has not, and where none states a cost.
     """
-    shown = [report for report in _chosen(compiled(module), cases, tiles) if report.intensity is not None]
+    shown = [report for report in compiled(module, cases, tiles) if report.intensity is not None]
     if not shown:
         raise ValueError(f"cases: got {', '.join(cases) or module}, none of which states a cost; expected `cost=` in its compile_cases")
     found: dict[tuple[Any, ...], dict[str, Report]] = {}
@@ -87,11 +87,3 @@ def summary(reports: Sequence[Report]) -> dict[str, Any]:
 
 def _bounds(reports: Any) -> list[str]:
     return sorted({report.bound for report in reports if report.bound}, reverse=True)  # memory before compute
-
-
-def _chosen(reports: list[Report], cases: tuple[str, ...], tiles: dict[str, int] | None) -> list[Report]:
-    unknown = sorted(set(cases) - {report.case for report in reports})
-    if unknown:
-        raise ValueError(f"cases: got {unknown[0]!r}, expected some of {', '.join(sorted({report.case for report in reports}))}")
-    wanted = (tiles or {}).items()
-    return [report for report in reports if (not cases or report.case in cases) and wanted <= report.tiles.items()]

@@ -9,8 +9,6 @@ from rundoku.gpu.report import CompileError, compile_report, problems
 from rundoku.gpu.targets import TARGETS
 
 KERNELS = """
-    from dataclasses import replace
-
     from rundoku.gpu.launch import Case, Config, tl, triton
 
     @triton.jit
@@ -33,7 +31,6 @@ KERNELS = """
         "good": [SCALE, Case("matmul", matmul, {"x": "*fp16", "y": "*fp16"}, Config({"N": 64}))],
         "spills": [Case("matmul", matmul, {"x": "*fp16", "y": "*fp16"}, Config({"N": 128}, num_warps=2))],
         "overflows": [Case("matmul", matmul, {"x": "*fp32", "y": "*fp16"}, Config({"N": 256}, num_warps=16))],
-        "lesser": [SCALE, replace(SCALE, name="scale, less", lesser=True)],
         "broken": [Case("broken", broken, {"x": "*fp32"}, Config({"N": 4}))],
         "incomplete": [Case("scale", scale, {"x": "*fp32", "y": "*fp32"}, Config({"BLOCK": 1024}))],
     }
@@ -44,17 +41,20 @@ KERNELS = """
 def cases(tmp_path, monkeypatch):
     """A function that compiles the named cases in a module of their own."""
 
-    def compiled(name, *targets, **options):
+    def compiled(name, *targets, **chosen):
         (tmp_path / "known_kernels.py").write_text(textwrap.dedent(KERNELS) + f"\ndef compile_cases(target):\n    return CASES[{name!r}]\n")
         monkeypatch.setenv("PYTHONPATH", str(tmp_path))
-        return compile_report("known_kernels", *([targets] if targets else []), **options)
+        return compile_report("known_kernels", *([targets] if targets else []), **chosen)
 
     return compiled
 
 
-def test_a_lesser_case_is_compiled_where_every_form_is_asked_for(cases):
-    assert [report.case for report in cases("lesser", "sm_80")] == ["scale"]
-    assert [report.case for report in cases("lesser", "sm_80", every_form=True)] == ["scale", "scale, less"]
+def test_only_what_is_asked_for_is_compiled_and_an_unknown_case_is_named(cases):
+    assert [report.case for report in cases("good", "sm_80", cases=["matmul"])] == ["matmul"]
+    assert [report.case for report in cases("good", "sm_80", "gfx942", tiles={"BLOCK": 1024})] == ["scale", "scale"]
+    assert cases("good", "sm_80", cases=["scale"], tiles={"BLOCK": 512}) == []
+    with pytest.raises(ValueError, match="cases: got 'sideways', expected some of matmul, scale"):
+        cases("good", "sm_80", cases=["scale", "sideways"])
 
 
 def test_every_target_is_compiled_and_matrix_instructions_are_seen_where_there_is_a_dot(cases):

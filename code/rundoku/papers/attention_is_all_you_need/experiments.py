@@ -132,9 +132,8 @@ def numerals(rng: random.Random, size: int, *, digits: int, words: tuple[int, in
     sources: list[list[str]] = []
     targets: list[list[str]] = []
     while len(sources) < size:
-        number = number_words.draw(rng, digits)
-        spelled, tag = number_words.english(number), rng.choice(tuple(SPELL))
-        if number_words.held_out(number) == held_out and words[0] <= len(spelled) <= words[1]:
+        number, tag = number_words.draw(rng, digits), rng.choice(tuple(SPELL))
+        if number_words.held_out(number) == held_out and words[0] <= len(spelled := number_words.english(number)) <= words[1]:
             sources.append([tag, *spelled])
             targets.append(["<bos>", *SPELL[tag](number), "<eos>"])
     return padded(sources), padded(targets)

@@ -102,7 +102,7 @@ publish(base_share=counted.base / capacity["base"], big_share=counted.big / capa
 # --8<-- [end:training-cost]
 
 # --8<-- [start:translation]
-size = {"steps": 800, "digits": 12, "longest": 12}
+size = {"steps": 640, "digits": 12, "longest": 12}
 run = experiments.translation(warmup=500, smoothing=0.1, example=45_678_002, seed=0, **size)
 found, words = run.accuracy, range(1, 17)
 with figure("accuracy-by-length") as axes:

@@ -103,7 +103,7 @@ with figure("owned", columns=2, size=(3.7, 1.6)) as two:
 # --8<-- [end:owned]
 
 # --8<-- [start:counted]
-N, V, C, SIDE = 256, 1000, 16, 32  # in float16, and the interpreter's tile
+N, V, C, SIDE = 128, 500, 16, 32  # in float16, and the interpreter's tile
 h, w = torch.randn(N, C).half().requires_grad_(), torch.randn(V, C).half().requires_grad_()
 losses = []
 there = accesses(lambda: losses.append(kernel.linear_cross_entropy(h, w, torch.arange(N))))

@@ -92,8 +92,7 @@ def config_for(target: str, kernel: str, head_width: int, itemsize: int, packed:
 def compile_cases(target: str) -> list[Case]:
     """Return every entry of CONFIGS[target] at its widest D: causal alone, and in bf16 at D = 128 with every option switched on.
 
-    Forward and backward both fixed and packed; the combining of splits at the most that there can be. Of an entry's forms all are
-    `lesser` but the fullest, and in bf16 at D = 128 the plainest, which a page can show.
+    Forward and backward both fixed and packed; the combining of splits at the most that there can be.
     """
     return [case for use, config in CONFIGS[target].items() for case in _cases(target, use, config)]
 
@@ -118,15 +117,10 @@ def _cases(target: str, use: Use, config: Config) -> list[Case]:
     packs = kernel in ("forward", "keys", "queries") and (not fixed or (f"packed_{kernel}", *use[1:]) not in CONFIGS[target])
     options = (False, True) if use[1:] == (128, 2) and kernel != "combine" else (False,)
     forms = [packed for packed, there in ((False, fixed), (True, packs)) if there]
-    fullest, plainest = (forms[-1], options[-1]), (False, False) if len(options) > 1 else None
-    return [
-        _case((kernel, *use[1:]), config, packed, every_option, (packed, every_option) not in (fullest, plainest))
-        for every_option in options
-        for packed in forms
-    ]
+    return [_case((kernel, *use[1:]), config, packed, every_option) for every_option in options for packed in forms]
 
 
-def _case(use: Use, config: Config, packed: bool, every_option: bool, lesser: bool) -> Case:
+def _case(use: Use, config: Config, packed: bool, every_option: bool) -> Case:
     function, title = {
         "forward": (forward_kernel, "forward"),
         "keys": (backward_keys_kernel, "backward, keys"),
@@ -150,4 +144,4 @@ def _case(use: Use, config: Config, packed: bool, every_option: bool, lesser: bo
     types = {name: kinds.get(name, "i32") for name in function.arg_names if name not in constants and name not in config.tiles}
     options = ", every option" if every_option else ""
     name = f"{title}{', packed' if packed else ''}, D = {use[1]}, {dtype}{options}"
-    return Case(name, function, types, config, constants, cost=cost_of(*use, packed), lesser=lesser)
+    return Case(name, function, types, config, constants, cost=cost_of(*use, packed))

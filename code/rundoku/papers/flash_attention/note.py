@@ -3,7 +3,7 @@ import numpy
 import torch
 
 from rundoku.gpu import records
-from rundoku.gpu.show import compile_table, compiled
+from rundoku.gpu.show import compile_table
 from rundoku.papers.flash_attention import benchmarks, experiments
 from rundoku.papers.flash_attention import flash_attention, flash_attention_varlen, flash_decode
 from rundoku.show import claim, figure, publish, table, tiles
@@ -258,10 +258,9 @@ publish(held_standard=held.standard[-1] / 2**20, held_tiled=held.tiled[-1] / 2**
 # --8<-- [end:memory]
 
 # --8<-- [start:compiled]
-reports = compiled(KERNEL)
 kinds = ("forward", "backward, keys", "backward, queries", "decode, 16 rows")
 shown = tuple(f"{kind}, D = 128, bf16" for kind in kinds)
-compile_table("compiled", KERNEL, cases=shown)
+reports = compile_table("compiled", KERNEL, cases=shown)
 shared = {name: max(r.shared for r in reports if r.target == name) for name in ("sm_80", "gfx942")}
 publish(compiled=len(reports), spills=sum(report.spill for report in reports))
 publish(a100=shared["sm_80"], lds=shared["gfx942"])

@@ -151,7 +151,7 @@ for mistake, new in texts.items():
 # --8<-- [end:mistaken-text]
 
 # --8<-- [start:decoding]
-late = experiments.decoding(windows=4, new=24, padding=32)
+late = experiments.decoding(windows=4, new=16, padding=32)
 table(
     "decoding",
     columns=("Mistake", "Perplexity", "Times the right one"),

@@ -203,7 +203,7 @@ Norm = Literal["none", "layer", "rms", "partial"]
 
 
 @experiment
-def character_model(*, norm: Norm, center: float = 0.0, length: int = 24, steps: int = 200, seed: int) -> dict:
+def character_model(*, norm: Norm, center: float = 0.0, length: int = 24, steps: int = 140, seed: int) -> dict:
     """Train the layer-norm room's LSTM on Shakespeare with another norm; return the validation loss in nats a character every 20 steps.
 
     Every norm starts from the same weights and sees the same batches; ``center`` is added to the LSTM's two matrices (§6.1).

@@ -34,11 +34,11 @@ def text() -> tuple[Tensor, Tensor, int]:
 
 # --8<-- [start:run]
 @experiment
-def run(*, layers: int, width: int, rate: float, steps: int, data: int = 0, seed: int = 0) -> dict:
+def run(*, layers: int, width: int, rate: float, steps: int, data: int = 0, seed: int = 0, points: int = 11) -> dict:
     """Train one model on the first ``data`` characters (0: all) and return its losses in nats a character.
 
-    The rate warms up over a tenth of the steps and falls to zero along a cosine, as in §2.2. ``at`` are the steps at which the test
-    loss was measured, always on the same sequences.
+    The rate warms up over a tenth of the steps and falls to zero along a cosine, as in §2.2. ``at`` are the ``points`` steps at which
+    the test loss was measured, always on the same sequences.
     """
     train, test, vocabulary = text()
     train = train[:data] if data else train
@@ -48,7 +48,7 @@ def run(*, layers: int, width: int, rate: float, steps: int, data: int = 0, seed
     draw = torch.Generator().manual_seed(seed)  # the same batches for every model
     window = torch.arange(CONTEXT + 1)
     places = torch.linspace(0, len(test) - CONTEXT - 1, 256).long()[:, None] + window
-    marks = sorted({max(1, round(steps * 2 ** (-i / 2))) for i in range(11)})
+    marks = sorted({max(1, round(steps * 2 ** (-i / 2))) for i in range(points)})
     losses, training, recent = [], [], []
     for step in range(1, steps + 1):
         share = step / steps

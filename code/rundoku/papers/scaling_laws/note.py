@@ -39,7 +39,8 @@ ANCHORS = {  # layers and width, with the learning rates tried
     (4, 64): (0.002, 0.004, 0.008, 0.016),
 }
 tries = [(size, rate) for size, rates in ANCHORS.items() for rate in rates]
-pilots = [{"layers": n, "width": w, "rate": rate, "steps": 200} for (n, w), rate in tries]
+once = {"steps": 200, "points": 1}
+pilots = [{"layers": n, "width": w, "rate": rate, **once} for (n, w), rate in tries]
 ended = [run.loss[-1] for run in experiments.run.each(pilots)]
 tried = dict(zip(tries, ended, strict=True))
 best = {shape: min(rates, key=lambda rate: tried[shape, rate]) for shape, rates in ANCHORS.items()}
