@@ -114,6 +114,20 @@ def test_accesses_follow_strides():
     assert accesses(lambda: None).writer(y).max() == -1
 
 
+def test_elements_that_share_an_address_are_all_met_where_one_is():
+    x = torch.arange(1.0, 6.0)
+    rows = x.expand(3, 5)
+    found = accesses(lambda: kernel.rms_norm(rows))
+    assert found.loads(x).tolist() == [3] * 5 and found.loads(rows).tolist() == [[3] * 5] * 3
+    assert found.loads(x.as_strided((3, 2), (1, 1)), program=0).tolist() == [[3, 3]] * 3  # windows that overlap
+    assert found.loads(x.flip(0).expand(2, 5)).tolist() == [[0] * 5] * 2  # a copy, which nobody has read
+    y = torch.full((3,), torch.nan)
+    found = accesses(lambda: launch(torch.ones(3, 4), y))
+    assert found.writer(y[:, None].expand(3, 2)).tolist() == [[0, 0], [1, 1], [2, 2]]
+    assert found.stores(y.expand(2, 3)).tolist() == [[1] * 3] * 2 and found.writer(torch.empty(0, 3)).shape == (0, 3)
+    assert found.loads(torch.tensor(1.0)).shape == found.stores(y[0]).shape == ()
+
+
 def test_the_last_writer_and_the_grids_axis_count():
     y = torch.zeros(1)
     x = torch.ones(3, 4)
