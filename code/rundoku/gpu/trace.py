@@ -151,9 +151,9 @@ def accesses(call: Callable[[], object]) -> Accesses:
     loads: list[NDArray[Any]] = []
     stores: list[NDArray[Any]] = []
 
-    def note(into: list[list[NDArray[Any]]], pointers: Any, mask: Any) -> None:
+    def note(into: list[list[NDArray[Any]]], pointers: Any, mask: Any = None) -> None:
         width = pointers.get_element_ty().primitive_bitwidth // 8
-        kept = numpy.broadcast_to(mask.data, pointers.data.shape).astype(bool)
+        kept = numpy.broadcast_to(True if mask is None else mask.data, pointers.data.shape).astype(bool)
         addresses = pointers.data[kept].astype(numpy.int64).reshape(-1)
         found = [addresses, *(numpy.full_like(addresses, each) for each in (width, *interpreter_builder.grid_idx))]
         for noted in into:
@@ -162,6 +162,7 @@ def accesses(call: Callable[[], object]) -> Accesses:
     with _noting(
         create_masked_load=lambda pointers, mask, *_: note([loads], pointers, mask),
         create_masked_store=lambda pointers, _, mask, *__: note([stores], pointers, mask),
+        create_atomic_cas=lambda pointers, *_: note([loads, stores], pointers),
         create_atomic_rmw=lambda _, pointers, __, mask, *___: note([loads, stores], pointers, mask),
     ):
         call()

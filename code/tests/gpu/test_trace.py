@@ -33,6 +33,11 @@ def _count(counts, n, BLOCK: tl.constexpr):
 
 
 @triton.jit
+def _swap(locks):
+    tl.atomic_cas(locks + tl.program_id(0), 0, 1)
+
+
+@triton.jit
 def _overwrite(x, y):
     tl.store(y, tl.load(x + tl.program_id(1) * 4 + tl.program_id(0)))
 
@@ -79,6 +84,9 @@ def test_bytes_are_counted_without_masked_elements_and_addresses_once():
     counts = torch.zeros(1, dtype=torch.int32)
     assert traffic(lambda: _count[(1,)](counts, 3, 4)) == Traffic(loaded=12, stored=12, loaded_once=4, stored_once=4)
     assert counts.item() == 3
+    locks = torch.tensor([0, 1, 0], dtype=torch.int32)
+    assert traffic(lambda: _swap[(2,)](locks)) == Traffic(loaded=8, stored=8, loaded_once=8, stored_once=8)
+    assert locks.tolist() == [1, 1, 0]
     assert traffic(lambda: None) == Traffic(0, 0, 0, 0)
 
 
