@@ -50,11 +50,16 @@ def compare(
 def _call(way: Callable, inputs: Tensors, gradients: Sequence[torch.Tensor]) -> Call:
     if not gradients:
         return lambda: _outputs(way(*inputs))
-    leaves = [None if tensor is None else tensor.detach().requires_grad_() for tensor in inputs]
-    outputs = _outputs(way(*leaves))[: len(gradients)]
-    wanted = [leaf for leaf in leaves if leaf is not None]
-    handed = [gradient.to(output.dtype) for gradient, output in zip(gradients, outputs, strict=True)]
-    return lambda: torch.autograd.grad(outputs, wanted, handed, retain_graph=True)
+
+    @functools.cache
+    def graph() -> tuple[Sequence[torch.Tensor], Sequence[torch.Tensor], Sequence[torch.Tensor]]:
+        """Run the forward pass when the call is made first: where a peer fails there, its call does, and it alone is left out."""
+        leaves = [None if tensor is None else tensor.detach().requires_grad_() for tensor in inputs]
+        outputs = _outputs(way(*leaves))[: len(gradients)]
+        handed = [gradient.to(output.dtype) for gradient, output in zip(gradients, outputs, strict=True)]
+        return outputs, [leaf for leaf in leaves if leaf is not None], handed
+
+    return lambda: torch.autograd.grad(*graph(), retain_graph=True)
 
 
 def _outputs(found: Any) -> tuple[torch.Tensor, ...]:

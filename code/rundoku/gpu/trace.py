@@ -108,14 +108,18 @@ def steps(kernel: Any, call: Callable[[], object], program: int | tuple[int, ...
 
 
 class Accesses:
-    """Every load and store of a call's kernels, element by element; ask for a tensor that the call was given or has returned."""
+    """Every load and store of a call's kernels, element by element; ask for a tensor that the call was given or has returned.
+
+    Memory is known by its address. What the call frees and takes again is counted as one, so for a tensor that it makes on its way, or
+    returns after having freed others, watch the kernels one by one.
+    """
 
     def __init__(self, loads: list[NDArray[Any]], stores: list[NDArray[Any]]) -> None:
         nothing = numpy.empty((5, 0), numpy.int64)  # address, bytes, and the three indices of the program
         self._loads, self._stores = (numpy.concatenate([nothing, *noted], 1) for noted in (loads, stores))
 
     def loads(self, tensor: Tensor, program: int | tuple[int, ...] | None = None) -> NDArray[numpy.int64]:
-        """Return how often each element was loaded, in the shape of ``tensor``; by one program of the grid where one is given."""
+        """Return how often each element was loaded, in the shape of ``tensor``; with ``program``, by that one of every grid."""
         return _times(self._loads, tensor, program)
 
     def stores(self, tensor: Tensor, program: int | tuple[int, ...] | None = None) -> NDArray[numpy.int64]:
@@ -125,9 +129,9 @@ class Accesses:
     def writer(self, tensor: Tensor, axis: int = 0) -> NDArray[numpy.int64]:
         """Return the index, along an axis of the grid, of the program that stored each element last; -1 where none did."""
         found = numpy.full(tensor.numel(), -1)
-        order, element = _elements(self._stores, tensor)
-        found[element] = self._stores[2 + axis][order]
-        return found.reshape(tensor.shape)
+        order, at, place = _places(self._stores, tensor)
+        found[at] = self._stores[2 + axis][order]
+        return found[place].reshape(tensor.shape)
 
     @property
     def traffic(self) -> Traffic:
@@ -147,9 +151,9 @@ def accesses(call: Callable[[], object]) -> Accesses:
     loads: list[NDArray[Any]] = []
     stores: list[NDArray[Any]] = []
 
-    def note(into: list[list[NDArray[Any]]], pointers: Any, mask: Any) -> None:
+    def note(into: list[list[NDArray[Any]]], pointers: Any, mask: Any = None) -> None:
         width = pointers.get_element_ty().primitive_bitwidth // 8
-        kept = numpy.broadcast_to(mask.data, pointers.data.shape).astype(bool)
+        kept = numpy.broadcast_to(True if mask is None else mask.data, pointers.data.shape).astype(bool)
         addresses = pointers.data[kept].astype(numpy.int64).reshape(-1)
         found = [addresses, *(numpy.full_like(addresses, each) for each in (width, *interpreter_builder.grid_idx))]
         for noted in into:
@@ -158,6 +162,7 @@ def accesses(call: Callable[[], object]) -> Accesses:
     with _noting(
         create_masked_load=lambda pointers, mask, *_: note([loads], pointers, mask),
         create_masked_store=lambda pointers, _, mask, *__: note([stores], pointers, mask),
+        create_atomic_cas=lambda pointers, *_: note([loads, stores], pointers),
         create_atomic_rmw=lambda _, pointers, __, mask, *___: note([loads, stores], pointers, mask),
     ):
         call()
@@ -204,23 +209,28 @@ def _bytes(noted: NDArray[Any]) -> tuple[int, int]:
     return int(noted[1].sum()), int(numpy.unique(noted[:2], axis=1)[1].sum())
 
 
-def _elements(noted: NDArray[Any], tensor: Tensor) -> tuple[NDArray[Any], NDArray[Any]]:
-    """Return which accesses, in their order, met elements of a tensor, and which elements, counted row by row."""
+def _places(noted: NDArray[Any], tensor: Tensor) -> tuple[NDArray[Any], NDArray[Any], NDArray[Any]]:
+    """Return which accesses, in their order, met a tensor, and at which of its addresses; and the address of each of its elements.
+
+    Addresses are counted from the lowest on. Elements that share one, as in an expanded tensor, were all met where one was.
+    """
     strides = zip(tensor.shape, tensor.stride(), strict=True)
     places = [numpy.arange(size).reshape(-1, *[1] * (tensor.dim() - 1 - i)) * stride for i, (size, stride) in enumerate(strides)]
     offsets = numpy.broadcast_to(sum(places, numpy.zeros((), numpy.int64)), tuple(tensor.shape)).reshape(-1)
-    addresses = tensor.data_ptr() + offsets * tensor.element_size()
-    by_address = addresses.argsort()
-    at = numpy.searchsorted(addresses, noted[0], sorter=by_address).clip(max=max(len(addresses) - 1, 0))
-    order = numpy.flatnonzero(addresses[by_address[at]] == noted[0]) if len(addresses) else numpy.empty(0, int)
-    return order, by_address[at[order]]
+    known, place = numpy.unique(tensor.data_ptr() + offsets * tensor.element_size(), return_inverse=True)
+    if not len(known):
+        return numpy.empty(0, int), numpy.empty(0, int), place
+    at = numpy.searchsorted(known, noted[0]).clip(max=len(known) - 1)
+    order = numpy.flatnonzero(known[at] == noted[0])
+    return order, at[order], place.reshape(tensor.shape)
 
 
 def _times(noted: NDArray[Any], tensor: Tensor, program: int | tuple[int, ...] | None) -> NDArray[numpy.int64]:
     if program is not None:
         index = program if isinstance(program, tuple) else (program,)
         noted = noted[:, (noted[2:] == numpy.array((*index, 0, 0)[:3])[:, None]).all(0)]
-    return numpy.bincount(_elements(noted, tensor)[1], minlength=tensor.numel()).reshape(tensor.shape)
+    _, at, place = _places(noted, tensor)
+    return numpy.bincount(at, minlength=tensor.numel())[place].reshape(tensor.shape)
 
 
 def _statements(function: Callable[..., Any]) -> tuple[dict[int, str], dict[int, int]]:

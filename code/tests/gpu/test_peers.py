@@ -119,6 +119,17 @@ def test_peers_are_asked_for_what_ours_computes(fake, room, arguments, asked):
     assert all(map(torch.equal, calls["rundoku"](), found["rundoku"]))  # what a peer wrote over was its own
 
 
+def test_a_peer_that_fails_forward_lets_the_others_be_prepared_for_backward():
+    def refuse(x):
+        raise RuntimeError("another dtype, please")
+
+    x = torch.randn(4, dtype=torch.float64)
+    calls, exact = peers.compare(torch.exp, torch.exp, (x,), (torch.ones_like(x),), others={"a peer": refuse})
+    assert torch.equal(calls["rundoku"]()[0], exact[0]) and torch.equal(calls["rundoku"]()[0], x.exp())
+    with pytest.raises(RuntimeError, match="another dtype, please"):
+        calls["a peer"]()
+
+
 @pytest.mark.parametrize(("room", "axis", "most"), [("layer_norm", "C", 16_384), ("rms_norm", "C", 16_384), ("glu_variants", "F", 22_016)])
 def test_widths_from_1k_to_16k_are_measured(room, axis, most):
     found = {bench.sizes[axis] for bench in importlib.import_module(f"rundoku.papers.{room}.benchmarks").benchmarks()}

@@ -33,6 +33,11 @@ def _count(counts, n, BLOCK: tl.constexpr):
 
 
 @triton.jit
+def _swap(locks):
+    tl.atomic_cas(locks + tl.program_id(0), 0, 1)
+
+
+@triton.jit
 def _overwrite(x, y):
     tl.store(y, tl.load(x + tl.program_id(1) * 4 + tl.program_id(0)))
 
@@ -79,6 +84,9 @@ def test_bytes_are_counted_without_masked_elements_and_addresses_once():
     counts = torch.zeros(1, dtype=torch.int32)
     assert traffic(lambda: _count[(1,)](counts, 3, 4)) == Traffic(loaded=12, stored=12, loaded_once=4, stored_once=4)
     assert counts.item() == 3
+    locks = torch.tensor([0, 1, 0], dtype=torch.int32)
+    assert traffic(lambda: _swap[(2,)](locks)) == Traffic(loaded=8, stored=8, loaded_once=8, stored_once=8)
+    assert locks.tolist() == [1, 1, 0]
     assert traffic(lambda: None) == Traffic(0, 0, 0, 0)
 
 
@@ -112,6 +120,20 @@ def test_accesses_follow_strides():
     assert transposed.shape == (5, 4) and transposed.all()
     y = kernel.rms_norm(x)
     assert accesses(lambda: None).writer(y).max() == -1
+
+
+def test_elements_that_share_an_address_are_all_met_where_one_is():
+    x = torch.arange(1.0, 6.0)
+    rows = x.expand(3, 5)
+    found = accesses(lambda: kernel.rms_norm(rows))
+    assert found.loads(x).tolist() == [3] * 5 and found.loads(rows).tolist() == [[3] * 5] * 3
+    assert found.loads(x.as_strided((3, 2), (1, 1)), program=0).tolist() == [[3, 3]] * 3  # windows that overlap
+    assert found.loads(x.flip(0).expand(2, 5)).tolist() == [[0] * 5] * 2  # a copy, which nobody has read
+    y = torch.full((3,), torch.nan)
+    found = accesses(lambda: launch(torch.ones(3, 4), y))
+    assert found.writer(y[:, None].expand(3, 2)).tolist() == [[0, 0], [1, 1], [2, 2]]
+    assert found.stores(y.expand(2, 3)).tolist() == [[1] * 3] * 2 and found.writer(torch.empty(0, 3)).shape == (0, 3)
+    assert found.loads(torch.tensor(1.0)).shape == found.stores(y[0]).shape == ()
 
 
 def test_the_last_writer_and_the_grids_axis_count():
