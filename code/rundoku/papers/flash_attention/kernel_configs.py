@@ -6,8 +6,8 @@ from functools import partial
 import torch
 
 from rundoku.gpu.launch import Case, Choice, Config, grid
-from rundoku.papers.flash_attention.kernel_backward import backward_keys_kernel, backward_queries_kernel
-from rundoku.papers.flash_attention.kernel_costs import cost_of
+from rundoku.papers.flash_attention.kernel_backward import backward_keys_kernel, backward_queries_kernel, delta_kernel
+from rundoku.papers.flash_attention.kernel_costs import cost_of, delta_cost
 from rundoku.papers.flash_attention.kernel_decode import combine_kernel, split_kernel
 from rundoku.papers.flash_attention.kernel_forward import forward_kernel
 
@@ -92,9 +92,21 @@ def config_for(target: str, kernel: str, head_width: int, itemsize: int, packed:
 def compile_cases(target: str) -> list[Case]:
     """Return every entry of CONFIGS[target] at its widest D: causal alone, and in bf16 at D = 128 with every option switched on.
 
-    Forward and backward both fixed and packed; the combining of splits at the most that there can be.
+    Forward and backward both fixed and packed; the combining of splits at the most that there can be; and at the end the kernel that
+    makes Δ, in the blocks of queries of backward.
     """
-    return [case for use, config in CONFIGS[target].items() for case in _cases(target, use, config)]
+    uses = CONFIGS[target].items()
+    blocks = dict.fromkeys((config.tiles["BLOCK_N"], *use[1:]) for use, config in uses if use[0].endswith("queries"))
+    return [*(case for use, config in uses for case in _cases(target, use, config)), *(_delta_case(*block) for block in blocks)]
+
+
+def _delta_case(block: int, width: int, itemsize: int) -> Case:
+    dtype = {2: "bf16", 4: "fp32"}[itemsize]
+    constants = {"D": width, "HAS_GRAD_LSE": True}
+    kinds = dict.fromkeys(("out", "grad_out"), f"*{dtype}") | dict.fromkeys(("grad_lse", "delta"), "*fp32")
+    types = {name: kinds.get(name, "i32") for name in delta_kernel.arg_names if name not in constants and name != "BLOCK_N"}
+    name = f"backward, delta of {block} rows, D = {width}, {dtype}"
+    return Case(name, delta_kernel, types, Config({"BLOCK_N": block}), constants, cost=delta_cost(width, itemsize))
 
 
 def candidates(target: str) -> list[Choice]:

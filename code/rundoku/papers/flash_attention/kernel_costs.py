@@ -10,6 +10,12 @@ TENSORS = {"forward": 4, "queries": 5, "keys": 6}  # [T, H, D] read or written: 
 ROWS = {"forward": 1, "queries": 2, "keys": 2}  # [H, T] float32: lse; lse and delta
 
 
+def delta_cost(width: int, itemsize: int) -> Cost:
+    """Return the cost of the kernel that makes Δ from outputs and their gradients, a sum of products for each row, and dL."""
+    rows = HEADS * TOKENS
+    return Cost(2.0 * rows * width, float(rows * (2 * width * itemsize + 8)), "float32", f"B = 1, N = {TOKENS:,}, H = {HEADS}")
+
+
 def cost_of(kernel: str, width: int, itemsize: int, packed: bool) -> Cost:
     """Return the cost of a kernel as `config_for` names it, at head width D in elements of so many bytes."""
     dtype = {2: "bfloat16", 4: "float32"}[itemsize]
