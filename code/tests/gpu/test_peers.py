@@ -119,6 +119,20 @@ def test_peers_are_asked_for_what_ours_computes(fake, room, arguments, asked):
     assert all(map(torch.equal, calls["rundoku"](), found["rundoku"]))  # what a peer wrote over was its own
 
 
+def test_a_call_of_the_backward_pass_times_no_forward_pass():
+    ran = []
+
+    def counted(x):
+        ran.append(1)
+        return x.exp()
+
+    x = torch.randn(4)
+    calls, exact = peers.compare(counted, torch.exp, (x,), (torch.ones_like(x),))
+    for _ in range(3):
+        torch.testing.assert_close(calls["rundoku"]()[0].double(), exact[0])
+    assert len(ran) == 1
+
+
 def test_a_peer_that_fails_forward_lets_the_others_be_prepared_for_backward():
     def refuse(x):
         raise RuntimeError("another dtype, please")

@@ -78,6 +78,16 @@ def test_weights_sum_to_one_and_vanish_where_masked():
     assert (weights[:, ~allowed] == 0).all() and (weights[:, allowed] > 0).all()
 
 
+@pytest.mark.filterwarnings("ignore:Anomaly Detection")
+@pytest.mark.parametrize("kind", ["boolean", "floating"])
+def test_an_empty_row_makes_no_nan_on_the_way_back_either(kind):
+    query, key, value = (torch.randn(3, 4, requires_grad=True) for _ in range(3))
+    mask = torch.tensor([[False, False, False], [True, False, False], [True, True, True]])
+    attn_mask = mask if kind == "boolean" else torch.zeros(3, 3).masked_fill(~mask, -torch.inf)
+    with torch.autograd.detect_anomaly():  # raises for a NaN that a later step would hide
+        scaled_dot_product_attention(query, key, value, attn_mask).sum().backward()
+
+
 def test_causal_mask_hides_the_future_only():
     assert causal_mask(3).tolist() == [[True, False, False], [True, True, False], [True, True, True]]
 

@@ -122,3 +122,12 @@ def test_sizes_that_make_no_model_are_refused(change, message):
 def test_more_tokens_than_the_context_are_refused():
     with pytest.raises(ValueError, match="tokens: 5 in a row; expected at most n_ctx = 4"):
         DecoderOnly(DecoderConfig(11, 4, 1, 8))(torch.zeros(1, 5, dtype=torch.long))
+
+
+def test_a_run_measures_the_loss_at_as_many_steps_as_asked():
+    from rundoku.papers.scaling_laws.experiments import run
+
+    sizes = {"layers": 1, "width": 8, "rate": 0.01, "steps": 8}
+    once, often = run.__wrapped__(**sizes, points=1), run.__wrapped__(**sizes, points=3)
+    assert once["at"] == [8] and often["at"] == [4, 6, 8]
+    assert once["loss"] == often["loss"][-1:]  # measuring changes nothing of the training
