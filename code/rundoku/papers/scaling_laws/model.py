@@ -6,7 +6,6 @@ Axes: B batch, N length, C model width, V vocabulary.
 from torch import Tensor, nn
 
 from rundoku.papers.attention_is_all_you_need import FeedForward, MultiHeadAttention, causal_mask
-from rundoku.papers.layer_norm import LayerNorm
 from rundoku.papers.scaling_laws.counts import DecoderConfig
 
 
@@ -16,7 +15,7 @@ class DecoderBlock(nn.Module):
     def __init__(self, config: DecoderConfig) -> None:
         super().__init__()
         d_head = config.attention_width // config.n_heads
-        self.attention_norm, self.feed_forward_norm = LayerNorm(config.d_model), LayerNorm(config.d_model)
+        self.attention_norm, self.feed_forward_norm = nn.LayerNorm(config.d_model), nn.LayerNorm(config.d_model)
         self.attention = MultiHeadAttention(config.d_model, config.n_heads, d_head, d_head)
         self.feed_forward = FeedForward(config.d_model, config.feed_forward_width)
 
@@ -36,7 +35,7 @@ class DecoderOnly(nn.Module):
         self.tokens = nn.Embedding(config.vocab_size, config.d_model)
         self.positions = nn.Embedding(config.n_ctx, config.d_model)
         self.blocks = nn.ModuleList(DecoderBlock(config) for _ in range(config.n_layers))
-        self.norm = LayerNorm(config.d_model)
+        self.norm = nn.LayerNorm(config.d_model)
         for name, parameter in self.named_parameters():
             if name in ("tokens.weight", "positions.weight"):
                 nn.init.normal_(parameter, std=config.d_model**-0.5)  # logits of unit variance at the start

@@ -38,7 +38,7 @@ ANCHORS = {  # layers and width, with the learning rates tried
     (2, 32): (0.004, 0.008, 0.016, 0.032),
     (4, 64): (0.002, 0.004, 0.008, 0.016),
 }
-tries = [(size, rate) for size, rates in ANCHORS.items() for rate in rates]
+tries = [(size, rate) for size, rates in ANCHORS.items() for rate in rates][::-1]  # the longest first
 once = {"steps": 200, "points": 1}
 pilots = [{"layers": n, "width": w, "rate": rate, **once} for (n, w), rate in tries]
 ended = [run.loss[-1] for run in experiments.run.each(pilots)]
@@ -63,15 +63,18 @@ def rate_for(size):  # a power of N between the nearest anchors, to one digit
 
 
 # --8<-- [start:sweep]
-def trained(cases, seed=0):
-    names = ("layers", "width", "rate", "steps", "data", "seed")
-    every = [(*size, rate_for(size), steps, data, seed) for size, steps, data in cases]
-    return experiments.run.each(dict(zip(names, case, strict=True)) for case in every)
+def case(size, steps, **more):
+    return {"layers": size[0], "width": size[1], "rate": rate_for(size), "steps": steps, **more}
 
 
+STEPS, SHORT = 1600, 800
 SIZES = ((2, 12), (2, 16), (2, 24), (2, 32), (2, 48), (3, 48), (4, 64))
-STEPS = 1600
-runs = trained((size, STEPS, 0) for size in SIZES)
+DATA, LIMITED = (8192, 16384, 32768, 65536, 0), ((2, 16), (2, 32))  # 0: all
+again = [case(size, SHORT, data=n, points=5, seed=1) for size in LIMITED for n in (DATA[0], 0)]
+parts = [case(size, SHORT, data=n, points=5) for size in LIMITED for n in DATA]
+whole = [case(size, STEPS) for size in SIZES]
+found = experiments.run.each([*again, *parts, *whole][::-1])[::-1]  # side by side, the longest first
+again, parts, runs = found[:4], found[4:14], found[14:]
 size = torch.tensor([count(size) for size in SIZES]).double()
 at = torch.tensor(runs[0].at).double()
 loss = torch.tensor([run.loss for run in runs]).double()  # [sizes, steps measured]
@@ -79,22 +82,16 @@ publish(context=experiments.CONTEXT, batch=experiments.BATCH)
 # --8<-- [end:sweep]
 
 # --8<-- [start:data]
-DATA, LIMITED = (8192, 16384, 32768, 65536, 0), ((2, 16), (2, 32))  # 0: all
-SHORT = STEPS // 2
 a_step = experiments.BATCH * experiments.CONTEXT
 data = torch.tensor([*DATA[:-1], a_step * SHORT]).double()  # of all the text, what a run reads
-limited = trained((size, SHORT, amount) for size in LIMITED for amount in DATA)
-stopped = torch.tensor([min(run.loss) for run in limited]).double().view(2, -1)  # early stopping
-leads = []  # of the larger model, with least and most text, for each seed
-for seed in range(3):
-    ends = trained(((size, SHORT, amount) for size in LIMITED for amount in (DATA[0], DATA[-1])), seed)
-    small, large = torch.tensor([min(run.loss) for run in ends]).view(2, 2)
-    leads.append((small - large).tolist())
-little, much = zip(*leads, strict=True)
+stopped = torch.tensor([min(run.loss) for run in parts]).double().view(2, -1)  # early stopping
+others = torch.tensor([min(run.loss) for run in again]).double().view(2, -1)
+leads = [small - large for small, large in (stopped[:, [0, -1]], others)]  # of the larger, seed by seed
+little, much = torch.stack(leads, 1).tolist()  # with least and with most text
 # --8<-- [end:data]
 
 # --8<-- [start:envelope]
-budgets = torch.logspace(9.2, 11.68, 40).double()  # from after the smallest model's warm-up to the largest model's end
+budgets = torch.logspace(9.2, 11.68, 40).double()  # from the smallest's warm-up to the largest's end
 
 
 def lowest(chosen):  # loss of the best chosen run at each budget, between its measured points
@@ -159,7 +156,7 @@ columns = ("Law", "Exponent", "from", "to", "Error of the fit", "In the paper")
 table("exponents", columns=columns, rows=rows, formats=("", ".3f", ".3f", ".3f", ".1%", ".3f"))
 publish(alpha_n=by_n.exponent, n_low=in_n[0], n_high=in_n[1], n_error=by_n.error)
 publish(level=LEVEL, all_alpha=by_all.exponent, d_low=in_d[0], d_high=in_d[1], alpha_compute=by_c.exponent)
-publish(limits=len(limited), rising=sum(run.loss[-1] > min(run.loss) for run in limited))
+publish(limits=len(parts), rising=sum(run.loss[-1] > min(run.loss) for run in parts))
 fall = loss[:, -2] - loss[:, -1]  # between the last two measurements
 publish(fall_small=fall[:SMALL].mean(), fall_large=fall[SMALL:].mean(), last_but_one=int(at[-2]))
 # --8<-- [end:exponents]
@@ -216,7 +213,7 @@ publish(early_alpha=early[0][1].exponent)
 
 # --8<-- [start:schedule]
 midway = runs[SIZES.index((2, 32))]
-mid, short = midway.loss[midway.at.index(SHORT)], limited[-1].loss[-1]
+mid, short = midway.loss[midway.at.index(SHORT)], parts[-1].loss[-1]
 publish(steps=STEPS, short_steps=SHORT, midway=mid, ended=short, lost=mid - short)
 # --8<-- [end:schedule]
 
