@@ -268,7 +268,7 @@ def scaling(*, domain: str, ranks: tuple[int, ...], steps: int) -> dict:
         for rank in ranks:
             torch.manual_seed(0)
             model = apply_lora(base_model(), ATTENTION, LoRAConfig(rank=rank, alpha=alpha(rank)))
-            lm.train(model, _text(domain)[0], steps=steps, size=SIZE, length=LENGTH, rate=1e-4, seed=0)
+            lm.train(model, _text(domain)[0], steps=steps, size=SIZE // 2, length=LENGTH, rate=1e-4, seed=0)
             moved.append((model(tokens).detach() - start).square().mean().sqrt())
         found[name] = torch.stack(moved)
     return found

@@ -152,7 +152,7 @@ publish(loaded=second.loaded, loaded_once=second.loaded_once, stored=second.stor
 # --8<-- [end:counted]
 
 # --8<-- [start:rank-sweep]
-RANKS = {"poems": (1, 2, 4, 8, 64), "code": (1, 8, 64)}
+RANKS = {"poems": (1, 4, 8, 64), "code": (1, 8, 64)}
 PLACES = {"query and value": ATTENTION, "every linear layer": EVERY_LINEAR}
 plain = [(domain, method) for domain in RANKS for method in ("full", "head")]
 swept = [(domain, place, rank) for domain, ranks in RANKS.items() for place in PLACES for rank in ranks]
