@@ -196,4 +196,4 @@ def test_training_without_a_ramp_starts_at_the_peak(monkeypatch):
 
 def test_unknown_fault_is_named():
     with pytest.raises(ValueError, match="fault: 'nothing'"):
-        experiments.small_run(fault="nothing", smoothing=0.1, steps=1, warmup=1, seeds=(0,))
+        experiments.small_run(fault="nothing", smoothing=0.1, layers=1, steps=1, seed=0)
