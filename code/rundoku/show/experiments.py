@@ -1,6 +1,7 @@
 """Experiments: pure functions whose results are stored, so that redrawing a figure never repeats a training."""
 
 import ast
+import contextlib
 import functools
 import hashlib
 import inspect
@@ -105,7 +106,7 @@ class Experiment:
         bound, given, store, key = self._place(arguments)
         kept = store.recall(key) if store else None
         if kept is None and store:
-            with store.alone(key):
+            with _slot(store), store.alone(key):  # in this order: who waits for a result holds nothing that its maker needs
                 kept = store.recall(key)
                 if kept is None:
                     kept = _run(self._function, bound, self._name)
@@ -120,12 +121,13 @@ class Experiment:
     def each(self, cases: Iterable[Mapping[str, Any]]) -> list[Result]:
         """Return the results for several sets of arguments; those that are missing run side by side, one process a core.
 
+        However many sessions and sweeps go on at once, no more experiments run than this machine has cores.
         A terminal shows a progress bar. Every result is kept as it comes, so that an interrupted sweep goes on with what is missing.
         """
         cases = list(cases)
         places = [self._place(case) for case in cases]
         missing = [case for case, (_, _, store, key) in zip(cases, places, strict=True) if store and store.recall(key) is None]
-        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 1
+        cores = _cores()
         if min(len(missing), cores) > 1:
             from tqdm import tqdm
 
@@ -149,6 +151,28 @@ class Experiment:
 
     def __reduce__(self) -> tuple[Any, ...]:
         return _find, (self.__module__, self.__qualname__)
+
+
+_computing = False  # whether this process, or one that it was forked from, holds a slot
+
+
+@contextlib.contextmanager
+def _slot(store: Store) -> Iterator[None]:
+    """Hold one of the machine's slots, a core each; an experiment that another one asks for runs in the slot of that one."""
+    global _computing
+    if _computing:
+        yield
+        return
+    with store.slot(_cores()):
+        _computing = True
+        try:
+            yield
+        finally:
+            _computing = False
+
+
+def _cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 1
 
 
 def _find(module: str, name: str) -> Any:

@@ -8,11 +8,12 @@ import os
 import platform
 import stat
 import tempfile
+import time
 from collections.abc import Iterator
 from functools import cache
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from rundoku.show.imports import SOURCE_ROOT
 
@@ -45,6 +46,15 @@ def versions() -> dict[str, str]:
         except metadata.PackageNotFoundError:
             continue
     return found
+
+
+def _taken(file: IO[str]) -> bool:
+    """Lock a file if nobody has, and return whether that went well."""
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
 
 
 _digests: dict[tuple[str, int, int], str] = {}
@@ -133,6 +143,23 @@ class Store:
             raise StoreError(f"could not hold {path}: {error.strerror or error}") from error
         with file:
             fcntl.flock(file, fcntl.LOCK_EX)
+            yield
+
+    @contextlib.contextmanager
+    def slot(self, count: int) -> Iterator[None]:
+        """Hold one of this machine's ``count`` slots to compute in, and wait while others hold all. Raises StoreError as ``keep`` does.
+
+        A process that ends, however it does, gives its slot back.
+        """
+        paths = [self.folder / "locks" / f"{platform.node()}-{i}" for i in range(count)]
+        with contextlib.ExitStack() as opened:
+            try:
+                paths[0].parent.mkdir(parents=True, exist_ok=True)
+                files = [opened.enter_context(path.open("w")) for path in paths]
+            except OSError as error:
+                raise StoreError(f"could not hold {paths[0]}: {error.strerror or error}") from error
+            while not any(_taken(file) for file in files):
+                time.sleep(0.02)
             yield
 
     def keep(self, key: str, payload: dict[str, Any]) -> None:

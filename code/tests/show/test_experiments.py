@@ -1,5 +1,6 @@
 import io
 import math
+import multiprocessing
 import sys
 from collections.abc import Callable, Iterator
 from concurrent.futures.process import BrokenProcessPool
@@ -21,6 +22,7 @@ from {package}.part import double
 from rundoku.show import experiment, publish
 
 import os
+import time
 
 calls = []
 
@@ -47,6 +49,18 @@ def shows():
 def fails(*, how):
     calls.append(how)
     raise ValueError(how)
+
+@experiment
+def slow(*, number, folder):
+    began = time.monotonic()
+    time.sleep(0.3)
+    with open(f"{{folder}}/{{number}}", "w") as file:
+        file.write(f"{{began}} {{time.monotonic()}}")
+    return {{"number": number}}
+
+@experiment
+def asks(*, folder):
+    return {{"found": [run.number for run in slow.each([{{"number": n, "folder": folder}} for n in (7, 8)])]}}
 '''
 
 
@@ -163,6 +177,36 @@ def test_an_interrupted_sweep_goes_on_with_what_is_missing(
     assert [result.square for result in squares.each(cases)] == [0, 1, 4, 9, 16, 25]
     assert {number: (folder / str(number)).read_text() for number in before} == ran, "what was there was not run again"
     assert kept() == [0, 1, 2, 3, 4, 5]
+
+
+def _most_at_once(folder: Path) -> int:
+    spans = [tuple(map(float, path.read_text().split())) for path in folder.iterdir()]
+    return max(sum(began <= start < ended for began, ended in spans) for start, _ in spans)
+
+
+@pytest.mark.usefixtures("two_cores")
+def test_sweeps_that_go_on_at_once_share_the_cores(room: Callable[[], ModuleType], tmp_path_factory: pytest.TempPathFactory) -> None:
+    module, folder = room(), tmp_path_factory.mktemp("runs")
+    fork = multiprocessing.get_context("fork")
+    halves = [[{"number": number, "folder": str(folder)} for number in numbers] for numbers in ((0, 1, 2), (3, 4, 5))]
+    sessions = [fork.Process(target=module.slow.each, args=(half,)) for half in halves]
+    for session in sessions:
+        session.start()
+    for session in sessions:
+        session.join(60)
+    assert [session.exitcode for session in sessions] == [0, 0]
+    assert len(list(folder.iterdir())) == 6
+    assert _most_at_once(folder) == 2
+
+
+@pytest.mark.parametrize("cores", [1, 2])
+def test_an_experiment_that_asks_for_a_sweep_does_not_wait_for_its_own_slot(
+    cores: int, room: Callable[[], ModuleType], tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(experiments.os, "sched_getaffinity", lambda process: set(range(cores)), raising=False)
+    module, folder = room(), tmp_path_factory.mktemp("runs")
+    assert module.asks(folder=str(folder)).found == [7, 8]
+    assert not experiments._computing, "the slot was given back"
 
 
 class Terminal(io.StringIO):
