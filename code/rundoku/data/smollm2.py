@@ -32,7 +32,7 @@ def _reader() -> Any:
     from gguf import GGUFReader
 
     class Reader(GGUFReader):  # type: ignore[misc]
-        """Looks at the file's bytes as a plain array: of its 200,000 views, a memmap's each run Python code, three times as slow."""
+        """Looks at the file's bytes as a plain array: each of its 250,000 views of a memmap would run Python code, three times as slow."""
 
         @property
         def data(self) -> Any:  # type: ignore[override]

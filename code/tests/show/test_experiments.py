@@ -205,8 +205,21 @@ def test_an_experiment_that_asks_for_a_sweep_does_not_wait_for_its_own_slot(
 ) -> None:
     monkeypatch.setattr(experiments.os, "sched_getaffinity", lambda process: set(range(cores)), raising=False)
     module, folder = room(), tmp_path_factory.mktemp("runs")
+    session = multiprocessing.get_context("fork").Process(target=module.asks, kwargs={"folder": str(folder)})
+    session.start()
+    session.join(60)
+    ended = not session.is_alive()
+    session.kill()
+    assert ended, "it waited for what it held itself"
     assert module.asks(folder=str(folder)).found == [7, 8]
-    assert not experiments._computing, "the slot was given back"
+
+
+def test_a_slot_is_given_back(room: Callable[[], ModuleType], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(experiments.os, "sched_getaffinity", lambda process: {0}, raising=False)
+    module = room()
+    for number in (0, 1):
+        assert module.slow(number=number, folder=str(tmp_path)).number == number
+        assert not experiments._computing
 
 
 class Terminal(io.StringIO):

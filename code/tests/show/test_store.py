@@ -1,5 +1,7 @@
 import json
 import os
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from pathlib import Path
 
 import pytest
@@ -116,3 +118,10 @@ def test_the_repository_is_where_the_store_lies_unless_it_is_moved(monkeypatch: 
     monkeypatch.setenv("RUNDOKU_STORE", str(tmp_path / "elsewhere"))
     found = store.default_store()
     assert found is not None and found.folder == tmp_path / "elsewhere"
+
+
+@pytest.mark.parametrize("hold", [lambda store: store.alone("ab12"), lambda store: store.slot(2)])
+def test_what_cannot_be_held_is_named(hold: Callable[[Store], AbstractContextManager[None]], tmp_path: Path) -> None:
+    (tmp_path / "store").touch()  # a file where the folder should be
+    with pytest.raises(StoreError, match=r"could not hold .*store/locks/.*: Not a directory"), hold(Store(tmp_path / "store", tmp_path)):
+        pass

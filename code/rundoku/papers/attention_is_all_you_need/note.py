@@ -2,6 +2,7 @@
 
 # --8<-- [start:setup]
 from dataclasses import replace
+from statistics import mean
 
 import torch
 from torch import nn
@@ -142,13 +143,6 @@ recipe = {"fault": "none", "layers": 1, "steps": 400}
 both = [{**recipe, "smoothing": smoothing, "seed": seed} for smoothing in (0.0, 0.1) for seed in SEEDS]
 runs = experiments.small_run.each(both)
 sharp, smooth = runs[: len(SEEDS)], runs[len(SEEDS) :]
-
-
-def mean(values):
-    values = list(values)
-    return sum(values) / len(values)
-
-
 nll = [a.nll - b.nll for a, b in zip(smooth, sharp)]  # what smoothing changes, by seed
 better = [a.accuracy - b.accuracy for a, b in zip(smooth, sharp)]
 publish(sharp_nll=mean(run.nll for run in sharp), smooth_nll=mean(run.nll for run in smooth))

@@ -15,6 +15,7 @@ class DecoderBlock(nn.Module):
     def __init__(self, config: DecoderConfig) -> None:
         super().__init__()
         d_head = config.attention_width // config.n_heads
+        # torch's norm and not the room's: at these widths the room's, which spells every step out, would be a fifth of the sweep.
         self.attention_norm, self.feed_forward_norm = nn.LayerNorm(config.d_model), nn.LayerNorm(config.d_model)
         self.attention = MultiHeadAttention(config.d_model, config.n_heads, d_head, d_head)
         self.feed_forward = FeedForward(config.d_model, config.feed_forward_width)

@@ -73,8 +73,8 @@ DATA, LIMITED = (8192, 16384, 32768, 65536, 0), ((2, 16), (2, 32))  # 0: all
 again = [case(size, SHORT, data=n, points=5, seed=1) for size in LIMITED for n in (DATA[0], 0)]
 parts = [case(size, SHORT, data=n, points=5) for size in LIMITED for n in DATA]
 whole = [case(size, STEPS) for size in SIZES]
-found = experiments.run.each([*again, *parts, *whole][::-1])[::-1]  # side by side, the longest first
-again, parts, runs = found[:4], found[4:14], found[14:]
+ended = iter(experiments.run.each([*again, *parts, *whole][::-1])[::-1])  # side by side, the longest first
+again, parts, runs = ([next(ended) for _ in cases] for cases in (again, parts, whole))
 size = torch.tensor([count(size) for size in SIZES]).double()
 at = torch.tensor(runs[0].at).double()
 loss = torch.tensor([run.loss for run in runs]).double()  # [sizes, steps measured]
